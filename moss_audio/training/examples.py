@@ -1,0 +1,152 @@
+"""Training examples: what is heard, what is asked, what is answered; sources of them; batches by length.
+
+A source is a manifest with a task, or a list of sentences that are only spelled. Everything random is drawn anew each
+time an example is seen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moss_audio.data.manifest import MelStore, Row, held_out
+from moss_audio.data.punctuate import sentence
+from moss_audio.prompts import TRANSCRIBE
+from moss_audio.training.augment import augment
+from moss_audio.training.simulate import LetterBank
+from moss_audio.training.spelling import letter_ids, spell
+
+TRANSCRIBE_WORDINGS = (TRANSCRIBE,) * 6 + (
+    "What is said?",
+    "What does the speaker say?",
+    "Write down what you hear.",
+    "Please transcribe this recording.",
+)
+SOUND_WORDINGS = ("What sound is this?", "What do you hear?", "Which sound is in the recording?", "Name the sound.")
+GENDER_WORDINGS = ("Is the speaker a man or a woman?", "Who speaks, a man or a woman?")
+Task = Callable[[Row, np.random.Generator], tuple[str, str] | None]
+
+
+@dataclass
+class Example:
+    """`mel [n_mels, F]` of a clip, or letter `posteriors [E, L]` where nobody spoke; then question and answer."""
+
+    question: str
+    answer: str
+    mel: np.ndarray | None = None
+    posteriors: np.ndarray | None = None
+
+    @property
+    def mel_frames(self) -> int:
+        return self.mel.shape[1] if self.mel is not None else 2 * len(self.posteriors)  # type: ignore[arg-type]
+
+
+def transcribe(row: Row, rng: np.random.Generator) -> tuple[str, str] | None:
+    """The words as text: a sentence where the transcript has case or punctuation or gets them by rule."""
+    text = row.get("text") or row.get("pseudo_text")
+    if not text or not spell(text):
+        return None
+    words = text.lower().split() if text.isupper() else text.split()
+    return str(rng.choice(TRANSCRIBE_WORDINGS)), sentence(words)
+
+
+def no_words(row: Row, rng: np.random.Generator) -> tuple[str, str] | None:
+    """A transcript of what is not speech: nothing."""
+    spoken = re.search(r"speech|voice|crowd|laugh|baby|choir|sing|talk", f"{row['label']} {row['category']}".lower())
+    return None if spoken else (str(rng.choice(TRANSCRIBE_WORDINGS)), "")
+
+
+def name_sound(row: Row, rng: np.random.Generator) -> tuple[str, str] | None:
+    """The clip's label as a short answer."""
+    return str(rng.choice(SOUND_WORDINGS)), f"{row['label'][:1].upper()}{row['label'][1:]}."
+
+
+def name_gender(row: Row, rng: np.random.Generator) -> tuple[str, str] | None:
+    """A man or a woman."""
+    answer = {"male": "A man.", "female": "A woman."}.get(row.get("gender", ""))
+    return (str(rng.choice(GENDER_WORDINGS)), answer) if answer else None
+
+
+TASKS: Mapping[str, Task] = {
+    "transcribe": transcribe, "no_words": no_words, "sound": name_sound, "gender": name_gender,
+}  # fmt: skip
+
+
+class Source:
+    """Clips of one manifest under one task. `folds` keeps only those folds, `held_out` leaves out a fifth."""
+
+    def __init__(self, recipe: Mapping[str, Any], data: Path, cache: Path, n_mels: int) -> None:
+        self.store = MelStore(data / recipe["manifest"], cache, n_mels)
+        self.task, self.weight = TASKS[recipe["task"]], float(recipe["weight"])
+        folds, apart = recipe.get("folds"), recipe.get("held_out", False)
+        rng = np.random.default_rng(0)
+        self.usable = [
+            i
+            for i, row in enumerate(self.store.rows)
+            if self.store.frames[i] <= 2000
+            and (folds is None or row["fold"] in folds)
+            and not (apart and held_out(row))
+            and self.task(row, rng) is not None
+        ]
+
+    def draw(self, rng: np.random.Generator, noise: Sequence[MelStore], noise_rate: float) -> Example:
+        """One augmented clip. Music and effects keep their pitch and tempo when they are what is asked for."""
+        i = self.usable[rng.integers(len(self.usable))]
+        asked = self.task(self.store.rows[i], rng)
+        assert asked is not None
+        mel, other = torch.from_numpy(self.store[i].astype(np.float32)), None
+        if noise and self.task in (transcribe, name_gender) and rng.random() < noise_rate:
+            store = noise[int(rng.integers(len(noise)))]
+            other = torch.from_numpy(store[int(rng.integers(len(store)))].astype(np.float32))
+        return Example(*asked, mel=augment(mel, rng, other).numpy())
+
+
+class Sentences:
+    """Sentences that are only spelled, through a `LetterBank`."""
+
+    def __init__(self, recipe: Mapping[str, Any], data: Path, forbidden: set[str], bank: LetterBank) -> None:
+        lines = (data / recipe["texts"]).read_text(encoding="utf-8").splitlines()
+        self.weight, self.bank, self.error_rate = float(recipe["weight"]), bank, float(recipe["error_rate"])
+        self.lines = [line for line in lines if (words := (spell(line) or "").split()) and 2 < len(words) < 60
+                      and not any(" ".join(words[i : i + 4]) in forbidden for i in range(len(words) - 3))]  # fmt: skip
+
+    def draw(self, rng: np.random.Generator, noise: Sequence[MelStore], noise_rate: float) -> Example:
+        """One sentence, at most 26 words of it, spelled with errors."""
+        line = self.lines[rng.integers(len(self.lines))]
+        words = line.lower().split() if line.isupper() else line.split()
+        length = int(rng.integers(8, 27))
+        start = int(rng.integers(0, max(1, len(words) - length + 1)))
+        answer = sentence(words[start : start + length])
+        posteriors = self.bank.spell(letter_ids(spell(answer) or "a"), rng, float(rng.uniform(0, self.error_rate)))
+        return Example(str(rng.choice(TRANSCRIBE_WORDINGS)), answer, posteriors=posteriors[:1000])
+
+
+class Feed:
+    """Endless batches of at most `max_frames` padded mel frames: like lengths together, sources by weight."""
+
+    def __init__(
+        self, sources: Sequence[Source | Sentences], max_frames: int, noise: Sequence[MelStore], noise_rate: float
+    ) -> None:
+        self.sources, self.max_frames, self.noise, self.noise_rate = sources, max_frames, noise, noise_rate
+        weights = np.array([source.weight for source in sources])
+        self._share = weights / weights.sum()
+        self._pool: list[list[Example]] = []
+
+    def next(self, rng: np.random.Generator) -> list[Example]:
+        """A batch; draws 256 examples at a time."""
+        if not self._pool:
+            picks = rng.choice(len(self.sources), 256, p=self._share)
+            drawn = [self.sources[s].draw(rng, self.noise, self.noise_rate) for s in picks]
+            drawn.sort(key=lambda example: example.mel_frames)
+            for example in drawn:
+                if not self._pool or example.mel_frames * (len(self._pool[-1]) + 1) > self.max_frames:
+                    self._pool.append([])
+                self._pool[-1].append(example)
+            rng.shuffle(self._pool)  # type: ignore[arg-type]
+        return self._pool.pop()

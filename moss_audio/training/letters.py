@@ -1,0 +1,87 @@
+"""Stage *letters*: the encoder's letter head and upper layers learn to spell speech, with CTC and no language model.
+
+`python -m moss_audio.training.letters RECIPE DATA OUT --model FOLDER [--resume]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moss_audio.data.manifest import MelStore
+from moss_audio.evaluation.metrics import ErrorRate
+from moss_audio.model.audio_lm import AudioLM, cut
+from moss_audio.model.encoder import Encoder
+from moss_audio.training.examples import Example, Feed, Source
+from moss_audio.training.loop import Plan, fit
+from moss_audio.training.spelling import greedy_text, letter_ids, spell
+
+
+def ctc_loss(encoder: Encoder, examples: list[Example]) -> Tensor:
+    """CTC loss of the answers, in nats a letter; a clip too short for its letters counts nothing."""
+    ids = [letter_ids(spell(example.answer) or "") for example in examples]
+    mels = [[torch.from_numpy(example.mel)] for example in examples]
+    out = encoder(*cut(mels, encoder.config.chunk_mel_frames))
+    assert out.letter_logprobs is not None
+    targets = torch.tensor([i for row in ids for i in row])
+    sizes = torch.tensor([len(row) for row in ids])
+    logprobs = out.letter_logprobs.float().transpose(0, 1)
+    loss = F.ctc_loss(logprobs, targets, out.lengths, sizes, reduction="sum", zero_infinity=True)
+    return loss / len(targets)
+
+
+@torch.no_grad()
+def word_error_rate(encoder: Encoder, store: MelStore, limit: int) -> ErrorRate:
+    """Word error rate of the greedy letters on the first `limit` clips."""
+    encoder.eval()
+    rate = ErrorRate()
+    for i in range(min(limit, len(store))):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = encoder(*cut([[torch.from_numpy(store[i].astype(np.float32))]], encoder.config.chunk_mel_frames))
+        assert out.letter_logprobs is not None
+        rate += ErrorRate.of((spell(store.rows[i]["text"]) or "").split(), greedy_text(out.letter_logprobs[0]).split())
+    encoder.train()
+    return rate
+
+
+def train(encoder: Encoder, recipe: Mapping[str, Any], data: Path, out: Path, resume: bool) -> None:
+    """Run the stage as the recipe says."""
+    n_mels, cache = encoder.config.n_mels, out / "mels"
+    sources = [Source(source, data, cache, n_mels) for source in recipe["sources"]]
+    noise = [MelStore(data / name, cache, n_mels) for name in recipe["noise"]]
+    dev_store = MelStore(data / recipe["dev"], cache, n_mels)
+    feed = Feed(sources, recipe["batch_frames"], noise, recipe["noise_rate"])
+
+    def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
+        examples = feed.next(rng)
+        return ctc_loss(encoder, examples), len(examples)
+
+    def dev() -> dict[str, Any]:
+        rate = word_error_rate(encoder, dev_store, recipe["dev_clips"])
+        return {"dev_wer": round(rate.value, 4), "dev_words": rate.words}
+
+    fit(encoder.train(), Plan.of(recipe), loss_of, dev, out / "letters.safetensors", resume)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the letter head and the encoder's upper layers.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("data", type=Path, help="folder that the recipe's manifests are in")
+    parser.add_argument("out", type=Path, help="working folder: mels, log, state")
+    parser.add_argument("--model", type=Path, required=True, help="model folder to start from")
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    train(AudioLM.load(args.model).audio_encoder, json.loads(args.recipe.read_text()), args.data, args.out, args.resume)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The loop that every stage shares: optimiser, schedule, log, and state that survives a stop at any step."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast: `lr` maps patterns of parameter names to peak rates; the first match counts."""
+
+    steps: int
+    warmup: int
+    lr: Mapping[str, float]
+    dev_every: int
+    seed: int = 0
+    weight_decay: float = 0.01
+    log_every: int = 20
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any]) -> Plan:
+        """The plan in a recipe file."""
+        return cls(recipe["steps"], recipe["warmup"], recipe["lr"], recipe["dev_every"], recipe["seed"])
+
+    def rate(self, name: str) -> float:
+        """The peak learning rate of a parameter."""
+        return next((rate for pattern, rate in self.lr.items() if re.match(pattern, name)), 0.0)
+
+    def scale(self, step: int) -> float:
+        """Linear warm-up, then a cosine to zero."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))))
+
+
+def fit(
+    model: nn.Module,
+    plan: Plan,
+    loss_of: Callable[[np.random.Generator], tuple[Tensor, int]],
+    dev: Callable[[], dict[str, Any]],
+    state: Path,
+    resume: bool = False,
+) -> None:
+    """Train `model` in place. `loss_of(rng)` draws a batch and returns its loss and how many items it held.
+
+    Every `dev_every` steps the trainable weights and the optimiser's moments go to `state` (safetensors) and a line
+    with `dev()` to `state.jsonl`. With `resume` a run goes on from its last state.
+    """
+    trainable = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = plan.rate(name) > 0
+        if parameter.requires_grad:
+            trainable[name] = parameter
+    rates = sorted({plan.rate(name) for name in trainable})
+    groups = [{"params": [p for n, p in trainable.items() if plan.rate(n) == rate], "peak": rate} for rate in rates]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=plan.weight_decay, fused=True)
+    step = _load(state, trainable, optimiser) if resume and state.exists() else 0
+    rng = np.random.default_rng([plan.seed, step])
+    losses: list[float] = []
+    items, began = 0, time.monotonic()
+    with state.with_suffix(".jsonl").open("a") as log:
+        while step < plan.steps:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * plan.scale(step)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, count = loss_of(rng)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(trainable.values(), 1.0)
+            if not torch.isfinite(norm):
+                raise FloatingPointError(f"the gradient at step {step} is {norm.item()}; lower the learning rates")
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            losses.append(loss.item())
+            items, step = items + count, step + 1
+            last = step == plan.steps
+            if step % plan.log_every == 0 or last:
+                line: dict[str, Any] = {"step": step, "loss": round(float(np.mean(losses)), 4)}
+                line["items_per_second"] = round(items / (time.monotonic() - began), 2)
+                if step % plan.dev_every == 0 or last:
+                    _save(state, trainable, optimiser, step)
+                    line |= dev()
+                print(json.dumps(line), flush=True)
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+                losses, items, began = [], 0, time.monotonic()
+
+
+def _save(state: Path, trainable: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, step: int) -> None:
+    tensors = {}
+    for name, parameter in trainable.items():
+        moments = optimiser.state[parameter]
+        tensors[name] = parameter.detach()
+        tensors["m/" + name], tensors["v/" + name] = moments["exp_avg"], moments["exp_avg_sq"]
+    scratch = state.with_suffix(".tmp")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch, {"step": str(step)})
+    scratch.replace(state)
+
+
+def _load(state: Path, trainable: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> int:
+    with safe_open(state, framework="pt") as file:
+        step = int(file.metadata()["step"])
+        for name, parameter in trainable.items():
+            parameter.data.copy_(file.get_tensor(name))
+            optimiser.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": file.get_tensor("m/" + name),
+                "exp_avg_sq": file.get_tensor("v/" + name),
+            }
+    return step
+
+
+def load_weights(state: Path, model: nn.Module) -> None:
+    """Put the trained weights of a stage's `state` into `model`."""
+    with safe_open(state, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name[:2] not in ("m/", "v/")}  # noqa: SIM118
+    unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
+    if unexpected:
+        raise ValueError(f"{state} holds tensors that the model has not: {unexpected[:5]}")
