@@ -112,7 +112,7 @@ def forced_alignment(logprobs: np.ndarray, text: str, letters: str) -> tuple[Wor
         space = [letters.index(" ") + 1] if labels and " " in letters else []
         labels += [*space, *(letters.index(c) + 1 for c in spelt[i])]
         owners += [*(-1 for _ in space), *(i for _ in spelt[i])]
-    spans = _best_path(logprobs, np.array(labels, dtype=np.int64))
+    spans = best_path(logprobs, np.array(labels, dtype=np.int64))
     if spans is None:
         return ()
     owner = np.array(owners, dtype=np.int64)
@@ -123,7 +123,7 @@ def forced_alignment(logprobs: np.ndarray, text: str, letters: str) -> tuple[Wor
     return _fill_gaps(words, times, len(logprobs) * SECONDS_PER_FRAME)
 
 
-def _best_path(logprobs: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+def best_path(logprobs: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
     """First and last frame `[n, 2]` of every label on the best path, or None where no path is long enough.
 
     States alternate blank and label, `2 n + 1` of them; a path stays, steps on, or skips the blank between two

@@ -12,33 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-
-def align(logprobs: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-    """First frame `[len(ids)]` of every label on CTC's best path through `logprobs [E, L]`; label 0 is the blank.
-
-    Viterbi over the blank-interleaved labels (Graves et al. 2006, https://doi.org/10.1145/1143844.1143891).
-    """
-    states = np.zeros(2 * len(ids) + 1, np.int64)
-    states[1::2] = ids
-    skip = np.zeros(len(states), bool)
-    skip[3::2] = states[3::2] != states[1:-2:2]
-    emit = logprobs[:, states]
-    score = np.full(len(states), -np.inf)
-    score[:2] = emit[0, :2]
-    back = np.zeros(emit.shape, np.int8)
-    for t in range(1, len(emit)):
-        step = np.concatenate([[-np.inf], score[:-1]])
-        jump = np.where(skip, np.concatenate([[-np.inf] * 2, score[:-2]]), -np.inf)
-        options = np.stack([score, step, jump])
-        back[t] = options.argmax(0)
-        score = options.max(0) + emit[t]
-    state = len(states) - 1 if score[-1] > score[-2] else len(states) - 2
-    first = np.zeros(len(ids), np.int64)
-    for t in range(len(emit) - 1, -1, -1):
-        if state % 2:
-            first[state // 2] = t
-        state -= int(back[t, state])
-    return first
+from moss_audio.inference.letters import best_path
 
 
 class LetterBank:
@@ -51,8 +25,11 @@ class LetterBank:
         self.counts = np.full((n_letters, n_letters), 1e-6)
 
     def add(self, posteriors: np.ndarray, ids: Sequence[int], max_frames: int = 25) -> None:
-        """Take in one utterance, `posteriors [E, L]` that spell `ids`."""
-        first = align(np.log(posteriors + 1e-9), ids)
+        """Take in one utterance, `posteriors [E, L]` that spell `ids`; none if they are too few for that."""
+        spans = best_path(np.log(posteriors + 1e-9), np.array(ids))
+        if spans is None:
+            return
+        first = spans[:, 0]
         ends = [*first[1:], min(len(posteriors), first[-1] + 4)]
         self.leads.append(posteriors[: min(first[0], max_frames)].astype(np.float16))
         for letter, after, start, end in zip(ids, [*ids[1:], 0], first, ends, strict=True):

@@ -1,0 +1,194 @@
+"""The workshop on toy data: features, augmentation, simulated letters, and both stages on a tiny model."""
+
+import json
+import wave
+from copy import deepcopy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tiny import LLAMA  # noqa: E402
+
+from moss_audio.audio import load_audio, log_mel  # noqa: E402
+from moss_audio.config import LETTERS, ModelConfig  # noqa: E402
+from moss_audio.data.manifest import MelStore, held_out  # noqa: E402
+from moss_audio.data.punctuate import restore, sentence, windows  # noqa: E402
+from moss_audio.data.speak import four_grams, spoken_texts  # noqa: E402
+from moss_audio.model.audio_lm import AudioLM  # noqa: E402
+from moss_audio.processor import Processor, ProcessorConfig  # noqa: E402
+from moss_audio.tokenizer import Tokenizer  # noqa: E402
+from moss_audio.training import align, letters  # noqa: E402
+from moss_audio.training.augment import augment, mask, mix, warp  # noqa: E402
+from moss_audio.training.examples import Example  # noqa: E402
+from moss_audio.training.loop import Plan, fit, load_weights  # noqa: E402
+from moss_audio.training.simulate import LetterBank  # noqa: E402
+from moss_audio.training.spelling import greedy_text, letter_ids, spell  # noqa: E402
+
+TEXTS = ("a cab", "bad bee", "see a dad", "abc", "do be", "cab")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Six clips in which every letter is a tone of its own, with manifests and texts beside them."""
+    (tmp_path / "clips").mkdir()
+    time = np.arange(1600) / 16000
+    for i, text in enumerate(TEXTS):
+        tones = [np.sin(2 * np.pi * (200 + 120 * LETTERS.index(c)) * time) for c in text]
+        with wave.open(str(tmp_path / f"clips/{i}.wav"), "wb") as wav:
+            wav.setparams((1, 2, 16000, 0, "NONE", ""))
+            wav.writeframes((np.concatenate(tones) * 9000).astype("<i2").tobytes())
+    rows = [{"audio": f"clips/{i}.wav", "text": text, "seconds": 0.1 * len(text)} for i, text in enumerate(TEXTS)]
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "lines.txt").write_text("a bad cab and a bee\nfeed a dad\nTHE BEE SEES A CAB\n")
+    return tmp_path
+
+
+@pytest.fixture
+def model():
+    raw = deepcopy(LLAMA)
+    raw["audio_config"]["letters"] = LETTERS
+    raw["audio_config"]["n_window"] = 1000
+    raw["language_config"]["vocab_size"] = 266
+    raw["adapter_hidden_size"] = 128
+    torch.manual_seed(0)
+    return AudioLM(ModelConfig.parse(raw))
+
+
+@pytest.fixture
+def processor(byte_tokenizer):
+    config = ProcessorConfig(80, True, audio_token_id=263, audio_start_id=264, audio_end_id=265)
+    return Processor(Tokenizer.load(byte_tokenizer), config, 80)
+
+
+RECIPE = {
+    "sources": [{"manifest": "clips.jsonl", "task": "transcribe", "weight": 1.0}],
+    "noise": ["clips.jsonl"], "noise_rate": 0.3, "dev": "clips.jsonl", "dev_clips": 2, "dev_every": 5, "seed": 0,
+    "steps": 10, "warmup": 2, "batch_frames": 400,
+}  # fmt: skip
+
+
+def log_of(state):
+    return [json.loads(line) for line in state.with_suffix(".jsonl").read_text().splitlines()]
+
+
+def test_features_are_kept_and_an_interrupted_run_goes_on(data):
+    whole = MelStore(data / "clips.jsonl", data / "whole", 80)
+    np.testing.assert_allclose(whole[2], log_mel(load_audio(data / "clips/2.wav"), 80), atol=1e-3)
+    lines = (data / "clips.jsonl").read_text().splitlines(keepends=True)
+    (data / "clips.jsonl").write_text("".join(lines[:3]))
+    MelStore(data / "clips.jsonl", data / "parts", 80)
+    with (data / "parts/clips.mel80").open("ab") as half_written:
+        half_written.write(b"torn")
+    (data / "clips.jsonl").write_text("".join(lines))
+    parts = MelStore(data / "clips.jsonl", data / "parts", 80)
+    assert len(parts) == 6
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_fifth_is_held_out_by_name_alone():
+    rows = [{"audio": f"folder{i % 2}/{i}.ogg"} for i in range(2000)]
+    assert 0.17 < np.mean([held_out(row) for row in rows]) < 0.23
+    assert held_out({"audio": "a/7.ogg"}) == held_out({"audio": "b/7.ogg"})
+
+
+def test_augmentation():
+    rng, mel = np.random.default_rng(0), torch.rand(80, 200)
+    assert warp(mel, 2.0, 1.0).shape == (80, 100)
+    torch.testing.assert_close(warp(mel, 1.0, 1.0), mel, atol=2e-3, rtol=0)
+    assert (mask(mel, rng) != mel).any() and mel.max() <= 1
+    loud, faint = mix(mel, torch.rand(80, 30), -20), mix(mel, torch.rand(80, 30), 80)
+    assert (loud - mel).abs().mean() > 10 * (faint - mel.clamp(min=float(mel.max()) - 2)).abs().mean()
+    assert augment(mel, rng, torch.rand(80, 30)).isfinite().all()
+
+
+def test_spelling():
+    assert spell("Don't  stop — ÉCLAIR!") == "don't stop clair"
+    assert spell("route 66") is None and spell("...") is None
+    one_hot = torch.eye(len(LETTERS) + 1)[[0, 3, 3, 0, 3, 2, 1, 1, 0, 5]]
+    assert greedy_text(one_hot) == "bba d"
+    assert [LETTERS[i - 1] for i in letter_ids("a b")] == ["a", " ", "b"]
+
+
+def test_simulated_letters_spell_the_text():
+    bank, rng = LetterBank(len(LETTERS) + 1), np.random.default_rng(0)
+    for text in ("a bad cab", "cab dab"):
+        frames = [0, 0]
+        for i in letter_ids(text):
+            frames += [i, i, 0]
+        bank.add(np.eye(len(LETTERS) + 1)[frames] * 0.9 + 0.1 / (len(LETTERS) + 1), letter_ids(text))
+    said = bank.spell(letter_ids("bad dab cab"), rng, error_rate=0.0)
+    assert greedy_text(torch.from_numpy(said)) == "bad dab cab"
+    wrong = [bank.spell(letter_ids("bad dab cab"), rng, error_rate=0.5) for _ in range(20)]
+    assert sum(greedy_text(torch.from_numpy(said)) != "bad dab cab" for said in wrong) > 15
+
+
+def test_letters_stage_learns_and_resumes(model, data):
+    encoder, out = model.audio_encoder, data / "out"
+    before = deepcopy(encoder.state_dict())
+    recipe = RECIPE | {"steps": 40, "dev_every": 20, "lr": {"letter_head|layers\\.[12]|layer_norm": 5e-3}}
+    letters.train(encoder, recipe, data, out, resume=False)
+    log = log_of(out / "letters.safetensors")
+    assert log[-1]["loss"] < 0.7 * log[0]["loss"] and log[-1]["step"] == 40 and "dev_wer" in log[-1]
+    changed = {name for name, tensor in encoder.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed and not any(name.startswith(("conv", "layers.0.")) for name in changed)
+    again = AudioLM(model.config).audio_encoder
+    load_weights(out / "letters.safetensors", again)
+    again.load_state_dict({name: before[name] for name in before if name not in changed}, strict=False)
+    letters.train(again, recipe | {"steps": 42}, data, out, resume=True)
+    assert log_of(out / "letters.safetensors")[-1]["step"] == 42
+
+
+def test_align_stage_learns_and_leaves_the_encoder(model, processor, data):
+    encoder = deepcopy(model.audio_encoder.state_dict())
+    recipe = RECIPE | {
+        "bank": {"manifests": ["clips.jsonl"], "clips": 10}, "deaf_rate": 0.3, "steps": 30, "dev_every": 30,
+        "lr": {"audio_adapter|deepstack": 5e-3, "language_model\\.(layers|norm)": 5e-3},
+        "sources": [*RECIPE["sources"], {"texts": "lines.txt", "weight": 0.5, "error_rate": 0.1}],
+        "dev": "dev.jsonl",
+    }  # fmt: skip
+    (data / "dev.jsonl").write_text((data / "clips.jsonl").read_text().splitlines()[0] + "\n")
+    align.initialise_adapter(model, processor)
+    probe, hears = [Example("What?", "A cab.", np.zeros((80, 100), np.float32))], np.array([False])
+    first = align.answer_loss(model, processor, probe, hears)
+    align.train(model, processor, recipe, data, data / "out", resume=False)
+    last = align.answer_loss(model, processor, probe, hears)
+    assert last < 0.7 * first
+    assert all(torch.equal(tensor, encoder[name]) for name, tensor in model.audio_encoder.state_dict().items())
+
+
+def test_the_adapter_starts_as_a_speller(model, processor):
+    align.initialise_adapter(model, processor)
+    top = torch.zeros(1, 4, 32 + len(LETTERS) + 1)
+    top[0, :, 32] = 1
+    top[0, 2, 32:] = torch.eye(len(LETTERS) + 1)[letter_ids("c")[0]]
+    with torch.no_grad():
+        embeds = model.adapt(top, [torch.zeros(1, 4, 32)] * 2, torch.tensor([4])).embeds
+    expected = model.language_model.embed_tokens.weight[processor.tokenizer.encode("c")[0]]
+    assert torch.cosine_similarity(embeds[0], expected, dim=0) > 0.9
+
+
+def test_a_diverging_run_stops(tmp_path):
+    layer = torch.nn.Linear(2, 1)
+    plan = Plan(steps=3, warmup=1, lr={"": 1.0}, dev_every=1)
+    with pytest.raises(FloatingPointError, match="step 0"):
+        fit(layer, plan, lambda rng: ((layer.weight * float("inf")).sum(), 1), dict, tmp_path / "run.safetensors")
+
+
+def test_punctuation_comes_from_the_recogniser_and_words_from_the_transcript():
+    words = "AND SO I'LL SAY DON'T GO JOHN".split()
+    heard = "And so, I'll say: don't go, Jon!".split()
+    assert sentence(restore(words, heard)) == "And so, I'll say: don't go, john."
+    rows = [{"seconds": 12.0, "text": "a"}] * 3 + [{"seconds": 2.0}, {"seconds": 2.0, "text": "b"}]
+    assert [len(group) for group in windows(rows)] == [2, 1, 1, 1]
+
+
+def test_texts_to_speak_avoid_the_development_set(tmp_path):
+    (tmp_path / "dev.jsonl").write_text(json.dumps({"text": "THE QUICK BROWN FOX JUMPS"}) + "\n")
+    (tmp_path / "librispeech_lines.txt").write_text("A QUICK BROWN FOX JUMPS OVER MY LAZY DOG TODAY\n")
+    (tmp_path / "wordnet_examples.txt").write_text("the quick brown fox jumps\nhe paid 12 dollars\na stock item\n")
+    texts = spoken_texts(tmp_path, four_grams(tmp_path / "dev.jsonl"), (3, 6), seed=0)
+    drawn = {next(texts) for _ in range(50)}
+    assert "a stock item" in drawn and not any("quick brown fox jumps" in text or "12" in text for text in drawn)
