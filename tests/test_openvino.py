@@ -12,7 +12,7 @@ from moss_audio.checkpoint import open_checkpoint, quantise_checkpoint
 from moss_audio.errors import BackendError, PromptError
 from moss_audio.runtime.openvino import backend as module
 from moss_audio.runtime.openvino.backend import OpenVINOBackend
-from moss_audio.runtime.openvino.encoder import build_encoder, plan
+from moss_audio.runtime.openvino.encoder import batches, build_encoder
 from moss_audio.runtime.openvino.nodes import Weights
 
 CASES = ("short", "exact4s", "tail", "two")
@@ -61,7 +61,8 @@ def test_encoder_equals_the_reference_at_every_stage(moss_tiny, golden, case):
     weights = Weights(open_checkpoint(moss_tiny), "float")
     properties = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     encoder = ov.Core().compile_model(build_encoder(weights, probes=True), "CPU", properties)
-    outputs = encoder(plan(weights.config.audio, mels_of(golden, case)))
+    (inputs,) = batches(weights.config.audio, mels_of(golden, case))
+    outputs = encoder(inputs)
     stages = {"encoder": outputs["top"], "adapter": outputs["hidden"][0]}
     for i in range(3):
         stages |= {f"tap{i}": outputs[f"tap{i}"], f"merger{i}": outputs["hidden"][1 + i]}
@@ -87,6 +88,14 @@ def test_every_position_equals_the_reference(exact, golden):
     rest = exact.decode(cache, ids[first_text:])
     assert rest.shape == (len(ids) - first_text, 320)
     assert relative(np.vstack([last[None], rest]), wanted[first_text - 1 :]) < 1e-4
+
+
+def test_chunks_in_small_batches_equal_all_at_once(exact, golden, monkeypatch):
+    whole = exact.encode_audio(mels_of(golden, "tail"))
+    monkeypatch.setattr("moss_audio.runtime.openvino.encoder.BATCH_MEL_FRAMES", 800)
+    parts = exact.encode_audio(mels_of(golden, "tail"))
+    assert relative(parts.embeds, whole.embeds) < 1e-5
+    assert relative(parts.deepstack, whole.deepstack) < 1e-5
 
 
 def test_a_prompt_read_in_pieces_equals_the_whole(exact, golden, monkeypatch):

@@ -129,7 +129,7 @@ def test_letters_stage_learns_and_resumes(model, data):
     encoder, out = model.audio_encoder, data / "out"
     before = deepcopy(encoder.state_dict())
     recipe = RECIPE | {"steps": 40, "dev_every": 20, "lr": {"letter_head|layers\\.[12]|layer_norm": 5e-3}}
-    letters.train(encoder, recipe, data, out, resume=False)
+    letters.train(encoder, recipe, data, out / "letters.safetensors", resume=False)
     log = log_of(out / "letters.safetensors")
     assert log[-1]["loss"] < 0.7 * log[0]["loss"] and log[-1]["step"] == 40 and "dev_wer" in log[-1]
     changed = {name for name, tensor in encoder.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -137,7 +137,7 @@ def test_letters_stage_learns_and_resumes(model, data):
     again = AudioLM(model.config).audio_encoder
     load_weights(out / "letters.safetensors", again)
     again.load_state_dict({name: before[name] for name in before if name not in changed}, strict=False)
-    letters.train(again, recipe | {"steps": 42}, data, out, resume=True)
+    letters.train(again, recipe | {"steps": 42}, data, out / "letters.safetensors", resume=True)
     assert log_of(out / "letters.safetensors")[-1]["step"] == 42
 
 
@@ -153,7 +153,7 @@ def test_align_stage_learns_and_leaves_the_encoder(model, processor, data):
     align.initialise_adapter(model, processor)
     probe, hears = [Example("What?", "A cab.", np.zeros((80, 100), np.float32))], np.array([False])
     first = align.answer_loss(model, processor, probe, hears)
-    align.train(model, processor, recipe, data, data / "out", resume=False)
+    align.train(model, processor, recipe, data, data / "out/toy.safetensors", resume=False)
     last = align.answer_loss(model, processor, probe, hears)
     assert last < 0.7 * first
     assert all(torch.equal(tensor, encoder[name]) for name, tensor in model.audio_encoder.state_dict().items())

@@ -1,7 +1,8 @@
 """Stage *align*: the language model learns to read what the encoder hears.
 
-`python -m moss_audio.training.align RECIPE DATA OUT --model FOLDER [--letters STATE] [--resume]`. The encoder is
-frozen; adapter, mergers and language model train on clips and on sentences that are only spelled (see `simulate`).
+`python -m moss_audio.training.align RECIPE DATA OUT --model FOLDER [--letters STATE] [--start STATE] [--resume]`.
+The encoder is frozen; adapter, mergers and language model train on clips and on sentences that are only spelled (see
+`simulate`).
 """
 
 from __future__ import annotations
@@ -152,9 +153,11 @@ def dev_transcripts(model: AudioLM, processor: Processor, store: MelStore, limit
             yield spell(store.rows[i]["text"]) or "", text
 
 
-def train(model: AudioLM, processor: Processor, recipe: Mapping[str, Any], data: Path, out: Path, resume: bool) -> None:
-    """Run the stage as the recipe says."""
-    n_mels, cache = processor.config.n_mels, out / "mels"
+def train(
+    model: AudioLM, processor: Processor, recipe: Mapping[str, Any], data: Path, state: Path, resume: bool
+) -> None:
+    """Run the stage as the recipe says; `state` is where it keeps its weights, with features in `mels` beside it."""
+    n_mels, cache = processor.config.n_mels, state.parent / "mels"
     rng = np.random.default_rng(recipe["seed"])
     model.audio_encoder.requires_grad_(False).eval()
     bank_stores = [MelStore(data / name, cache, n_mels) for name in recipe["bank"]["manifests"]]
@@ -181,7 +184,7 @@ def train(model: AudioLM, processor: Processor, recipe: Mapping[str, Any], data:
             sample.append(text)
         return {"dev_wer": round(rate.value, 4), "dev_words": rate.words, "sample": sample[:3]}
 
-    fit(model, Plan.of(recipe), loss_of, dev, out / "align.safetensors", resume)
+    fit(model, Plan.of(recipe), loss_of, dev, state, resume)
 
 
 def main() -> None:
@@ -191,6 +194,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="working folder: mels, log, state")
     parser.add_argument("--model", type=Path, required=True, help="model folder to start from")
     parser.add_argument("--letters", type=Path, help="state of the letters stage to put into the encoder first")
+    parser.add_argument("--start", type=Path, help="state of an earlier run of this stage to start from")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -199,7 +203,10 @@ def main() -> None:
     if args.letters:
         load_weights(args.letters, model.audio_encoder)
     initialise_adapter(model, processor)
-    train(model, processor, json.loads(args.recipe.read_text()), args.data, args.out, args.resume)
+    if args.start:
+        load_weights(args.start, model)
+    state = args.out / f"{args.recipe.stem}.safetensors"
+    train(model, processor, json.loads(args.recipe.read_text()), args.data, state, args.resume)
 
 
 if __name__ == "__main__":

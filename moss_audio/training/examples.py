@@ -17,10 +17,12 @@ import torch
 
 from moss_audio.data.manifest import MelStore, Row, held_out
 from moss_audio.data.punctuate import sentence
+from moss_audio.model.encoder import Encoder
 from moss_audio.prompts import TRANSCRIBE
 from moss_audio.training.augment import augment
 from moss_audio.training.simulate import LetterBank
 from moss_audio.training.spelling import letter_ids, spell
+from moss_audio.training.splice import WordPool
 
 TRANSCRIBE_WORDINGS = (TRANSCRIBE,) * 6 + (
     "What is said?",
@@ -79,9 +81,16 @@ TASKS: Mapping[str, Task] = {
 
 
 class Source:
-    """Clips of one manifest under one task. `folds` keeps only those folds, `held_out` leaves out a fifth."""
+    """Clips of one manifest under one task.
 
-    def __init__(self, recipe: Mapping[str, Any], data: Path, cache: Path, n_mels: int) -> None:
+    `folds` keeps only those folds, `held_out` leaves out a fifth, `splice` is the share of clips that get a third of
+    their words from others; it takes the `encoder` to find them.
+    """
+
+    def __init__(
+        self, recipe: Mapping[str, Any], data: Path, cache: Path, n_mels: int, encoder: Encoder | None = None
+    ) -> None:
+        self.splice_rate = float(recipe.get("splice", 0))
         self.store = MelStore(data / recipe["manifest"], cache, n_mels)
         self.task, self.weight = TASKS[recipe["task"]], float(recipe["weight"])
         folds, apart = recipe.get("folds"), recipe.get("held_out", False)
@@ -94,13 +103,19 @@ class Source:
             and not (apart and held_out(row))
             and self.task(row, rng) is not None
         ]
+        self.words = WordPool(self.store, encoder) if self.splice_rate and encoder is not None else None
 
     def draw(self, rng: np.random.Generator, noise: Sequence[MelStore], noise_rate: float) -> Example:
         """One augmented clip. Music and effects keep their pitch and tempo when they are what is asked for."""
         i = self.usable[rng.integers(len(self.usable))]
-        asked = self.task(self.store.rows[i], rng)
+        row, spoken = self.store.rows[i], self.store[i].astype(np.float32)
+        if self.words is not None and rng.random() < self.splice_rate:
+            spliced = self.words.splice(i, rng, rate=0.35)
+            if spliced is not None:
+                spoken, row = spliced[0], {**row, "text": spliced[1]}
+        asked = self.task(row, rng)
         assert asked is not None
-        mel, other = torch.from_numpy(self.store[i].astype(np.float32)), None
+        mel, other = torch.from_numpy(spoken), None
         if noise and self.task in (transcribe, name_gender) and rng.random() < noise_rate:
             store = noise[int(rng.integers(len(noise)))]
             other = torch.from_numpy(store[int(rng.integers(len(store)))].astype(np.float32))

@@ -1,6 +1,6 @@
 """Stage *letters*: the encoder's letter head and upper layers learn to spell speech, with CTC and no language model.
 
-`python -m moss_audio.training.letters RECIPE DATA OUT --model FOLDER [--resume]`.
+`python -m moss_audio.training.letters RECIPE DATA OUT --model FOLDER [--start STATE] [--resume]`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from moss_audio.evaluation.metrics import ErrorRate
 from moss_audio.model.audio_lm import AudioLM, cut
 from moss_audio.model.encoder import Encoder
 from moss_audio.training.examples import Example, Feed, Source
-from moss_audio.training.loop import Plan, fit
+from moss_audio.training.loop import Plan, fit, load_weights
 from moss_audio.training.spelling import greedy_text, letter_ids, spell
 
 
@@ -52,10 +52,10 @@ def word_error_rate(encoder: Encoder, store: MelStore, limit: int) -> ErrorRate:
     return rate
 
 
-def train(encoder: Encoder, recipe: Mapping[str, Any], data: Path, out: Path, resume: bool) -> None:
-    """Run the stage as the recipe says."""
-    n_mels, cache = encoder.config.n_mels, out / "mels"
-    sources = [Source(source, data, cache, n_mels) for source in recipe["sources"]]
+def train(encoder: Encoder, recipe: Mapping[str, Any], data: Path, state: Path, resume: bool) -> None:
+    """Run the stage as the recipe says; `state` is where it keeps its weights, with features in `mels` beside it."""
+    n_mels, cache = encoder.config.n_mels, state.parent / "mels"
+    sources = [Source(source, data, cache, n_mels, encoder.eval()) for source in recipe["sources"]]
     noise = [MelStore(data / name, cache, n_mels) for name in recipe["noise"]]
     dev_store = MelStore(data / recipe["dev"], cache, n_mels)
     feed = Feed(sources, recipe["batch_frames"], noise, recipe["noise_rate"])
@@ -68,7 +68,7 @@ def train(encoder: Encoder, recipe: Mapping[str, Any], data: Path, out: Path, re
         rate = word_error_rate(encoder, dev_store, recipe["dev_clips"])
         return {"dev_wer": round(rate.value, 4), "dev_words": rate.words}
 
-    fit(encoder.train(), Plan.of(recipe), loss_of, dev, out / "letters.safetensors", resume)
+    fit(encoder.train(), Plan.of(recipe), loss_of, dev, state, resume)
 
 
 def main() -> None:
@@ -77,10 +77,15 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder that the recipe's manifests are in")
     parser.add_argument("out", type=Path, help="working folder: mels, log, state")
     parser.add_argument("--model", type=Path, required=True, help="model folder to start from")
+    parser.add_argument("--start", type=Path, help="state of an earlier run of this stage to start from")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(0)
-    train(AudioLM.load(args.model).audio_encoder, json.loads(args.recipe.read_text()), args.data, args.out, args.resume)
+    encoder = AudioLM.load(args.model).audio_encoder
+    if args.start:
+        load_weights(args.start, encoder)
+    state = args.out / f"{args.recipe.stem}.safetensors"
+    train(encoder, json.loads(args.recipe.read_text()), args.data, state, args.resume)
 
 
 if __name__ == "__main__":

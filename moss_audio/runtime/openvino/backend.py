@@ -16,14 +16,14 @@ from moss_audio.checkpoint import Checkpoint, open_checkpoint
 from moss_audio.errors import BackendError
 from moss_audio.runtime.backend import AudioEmbeds, Cache, check_audio, check_mels
 from moss_audio.runtime.openvino.decoder import build_decoder, rotary
-from moss_audio.runtime.openvino.encoder import build_encoder, plan
+from moss_audio.runtime.openvino.encoder import batches, build_encoder
 from moss_audio.runtime.openvino.nodes import Weights
 from moss_audio.weights import Scheme
 
 PRECISIONS = ("auto", "float32", "int8", "int4")
 ACTIVATIONS = ("float32", "bfloat16")
 
-PREFILL_TOKENS = 1024
+PREFILL_TOKENS = 512
 """Prompt tokens read at once: bounds the activations and the mask of a prompt of tens of minutes."""
 
 IDLE_REQUESTS = 4
@@ -111,10 +111,11 @@ class OpenVINOBackend:
         """Encode the clips of one prompt, `mels[i] [n_mels, F_i]`."""
         check_mels(mels)
         request = _borrow(self._encoders, self.encoder)
-        outputs = request.infer(plan(self.config.audio, mels), share_inputs=True)
+        outputs = [request.infer(batch, share_inputs=True) for batch in batches(self.config.audio, mels)]
         self._encoders.append(request)
-        hidden = outputs["hidden"]
-        return AudioEmbeds(hidden[0], hidden[1:], outputs["letters"] if self.config.audio.letters else None)
+        hidden = np.concatenate([output["hidden"] for output in outputs], axis=1)
+        letters = np.concatenate([output["letters"] for output in outputs]) if self.config.audio.letters else None
+        return AudioEmbeds(hidden[0], hidden[1:], letters)
 
     def prefill(
         self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: AudioEmbeds | None

@@ -1,16 +1,16 @@
 """The audio half as one graph: mel chunks → audio embeddings, DeepStack and letters.
 
-Inputs: `mel [N, n_mels, L]`, the chunks of one prompt padded with zeros to its longest; `mask [N, 1, 1, E]`, 0 for an
+Inputs: `mel [N, n_mels, L]`, chunks of one prompt padded with zeros to its longest; `mask [N, 1, 1, E]`, 0 for an
 encoder frame inside its chunk and -inf for padding; `groups [S, stack]`, for every audio frame the encoder frames
 `n · E + e` that it stacks, where `N · E` stands for a frame of zeros; with a letter head `frames [F]`, the encoder
-frames that exist. `plan` computes all of them.
+frames that exist. `batches` makes all of them.
 
 Outputs: `hidden [1 + K, S, D]`, the embeddings and the K DeepStack layers; `letters [F, n_letters]` log-probabilities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import openvino as ov
@@ -20,11 +20,24 @@ from moss_audio.config import AudioConfig, ModelConfig
 from moss_audio.runtime.openvino.nodes import Weights, heads, ints, parameter, result, sinusoids, swap
 
 
-def plan(config: AudioConfig, mels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Cut the clips `mels[i] [n_mels, F_i]` of one prompt into chunks: the inputs of the graph."""
+BATCH_MEL_FRAMES = 3200
+"""Mel frames encoded together: the released stem needs about 60 KiB of activations for each."""
+
+
+def batches(config: AudioConfig, mels: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """Cut the clips `mels[i] [n_mels, F_i]` of one prompt into chunks; yields the graph's inputs, some chunks a time.
+
+    All chunks are padded to the longest of the prompt, whatever their batch, as the reference does.
+    """
     size = config.chunk_mel_frames
     chunks = [mel[:, start : start + size] for mel in mels for start in range(0, mel.shape[1], size)]
     longest = max(chunk.shape[1] for chunk in chunks)
+    count = max(1, BATCH_MEL_FRAMES // longest)
+    return (_inputs(config, chunks[start : start + count], longest) for start in range(0, len(chunks), count))
+
+
+def _inputs(config: AudioConfig, chunks: Sequence[np.ndarray], longest: int) -> dict[str, np.ndarray]:
+    """The graph's inputs for `chunks`, padded to `longest` mel frames."""
     mel = np.zeros((len(chunks), config.n_mels, longest), np.float32)
     for row, chunk in zip(mel, chunks, strict=True):
         row[:, : chunk.shape[1]] = chunk
