@@ -247,7 +247,7 @@ def quantise_checkpoint(source: Path | str, target: Path | str, scheme: Scheme) 
     target.mkdir(parents=True, exist_ok=True)
     for pattern in HUB_FILES[:-1]:
         for file in checkpoint.folder.glob(pattern):
-            if file.name != INDEX and not (target / file.name).exists():
+            if file.name not in ("config.json", INDEX) and target.resolve() != checkpoint.folder.resolve():
                 shutil.copy2(file, target)
     config_json = json.loads((checkpoint.folder / "config.json").read_text("utf-8"))
     save_checkpoint(target, config_json, ((name, checkpoint.weight(name, scheme)) for name in checkpoint.names))

@@ -19,7 +19,6 @@ from openvino import opset13 as op
 from moss_audio.config import AudioConfig, ModelConfig
 from moss_audio.runtime.openvino.nodes import Weights, heads, ints, parameter, result, sinusoids, swap
 
-
 BATCH_MEL_FRAMES = 3200
 """Mel frames encoded together: the released stem needs about 60 KiB of activations for each."""
 
