@@ -5,6 +5,9 @@ from __future__ import annotations
 TRANSCRIBE = "Transcribe the audio."
 DESCRIBE = "Describe this audio."
 
+SPELLED = "{question}\nSpelled: {letters}"
+"""A question with what the letter head made of the clip, for checkpoints that have one: rough spelling to read from."""
+
 CHOOSE = (
     "Choose the correct answer from the options A, B, C and D. Output only the letter.\n"
     "Question: {question}\n{options}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from moss_audio.config import LETTERS, AudioConfig, DecoderConfig, ModelConfig
 from moss_audio.errors import CheckpointError
-from moss_audio.messages import AudioPart, Message
+from moss_audio.messages import MelPart, Message
 from moss_audio.processor import Inputs
 from moss_audio.runtime.backend import AudioEmbeds
 from moss_audio.tokenizer import TokenStream
@@ -133,8 +133,8 @@ class FakeProcessor:
         ids: list[int] = []
         mels: list[np.ndarray] = []
         for part in (part for message in messages for part in message.parts):
-            if isinstance(part, AudioPart):
-                mels.append(np.zeros((80, len(part.samples) // 160), dtype=np.float32))
+            if isinstance(part, MelPart):
+                mels.append(part.mel)
                 ids += [-1] * -(-mels[-1].shape[1] // 8)
             else:
                 ids += part.text.encode()

@@ -17,6 +17,7 @@ from moss_audio.data.manifest import MelStore, held_out  # noqa: E402
 from moss_audio.data.punctuate import restore, sentence, windows  # noqa: E402
 from moss_audio.data.speak import four_grams, spoken_texts  # noqa: E402
 from moss_audio.model.audio_lm import AudioLM  # noqa: E402
+from moss_audio.model.encoder import EncoderOutput  # noqa: E402
 from moss_audio.processor import Processor, ProcessorConfig  # noqa: E402
 from moss_audio.tokenizer import Tokenizer  # noqa: E402
 from moss_audio.training import align, letters  # noqa: E402
@@ -65,7 +66,7 @@ def processor(byte_tokenizer):
 RECIPE = {
     "sources": [{"manifest": "clips.jsonl", "task": "transcribe", "weight": 1.0}],
     "noise": ["clips.jsonl"], "noise_rate": 0.3, "dev": "clips.jsonl", "dev_clips": 2, "dev_every": 5, "seed": 0,
-    "steps": 10, "warmup": 2, "batch_frames": 400,
+    "steps": 10, "warmup": 2, "batch_size": 400,
 }  # fmt: skip
 
 
@@ -119,10 +120,10 @@ def test_simulated_letters_spell_the_text():
         for i in letter_ids(text):
             frames += [i, i, 0]
         bank.add(np.eye(len(LETTERS) + 1)[frames] * 0.9 + 0.1 / (len(LETTERS) + 1), letter_ids(text))
-    said = bank.spell(letter_ids("bad dab cab"), rng, error_rate=0.0)
-    assert greedy_text(torch.from_numpy(said)) == "bad dab cab"
-    wrong = [bank.spell(letter_ids("bad dab cab"), rng, error_rate=0.5) for _ in range(20)]
-    assert sum(greedy_text(torch.from_numpy(said)) != "bad dab cab" for said in wrong) > 15
+    ids = letter_ids("bad dab cab")
+    assert greedy_text(torch.from_numpy(bank.spell(ids, rng))) == "bad dab cab"
+    assert bank.misspell(ids, rng, error_rate=0.0) == ids
+    assert sum(bank.misspell(ids, rng, error_rate=0.5) != ids for _ in range(20)) > 15
 
 
 def test_letters_stage_learns_and_resumes(model, data):
@@ -144,17 +145,17 @@ def test_letters_stage_learns_and_resumes(model, data):
 def test_align_stage_learns_and_leaves_the_encoder(model, processor, data):
     encoder = deepcopy(model.audio_encoder.state_dict())
     recipe = RECIPE | {
-        "bank": {"manifests": ["clips.jsonl"], "clips": 10}, "deaf_rate": 0.3, "steps": 30, "dev_every": 30,
+        "bank": {"manifests": ["clips.jsonl"], "clips": 10}, "error_rate": 0.1, "steps": 30, "dev_every": 30,
         "lr": {"audio_adapter|deepstack": 5e-3, "language_model\\.(layers|norm)": 5e-3},
         "sources": [*RECIPE["sources"], {"texts": "lines.txt", "weight": 0.5, "error_rate": 0.1}],
         "dev": "dev.jsonl",
     }  # fmt: skip
     (data / "dev.jsonl").write_text((data / "clips.jsonl").read_text().splitlines()[0] + "\n")
     align.initialise_adapter(model, processor)
-    probe, hears = [Example("What?", "A cab.", np.zeros((80, 100), np.float32))], np.array([False])
-    first = align.answer_loss(model, processor, probe, hears)
+    reader, probe = align.Reader(model, processor), [Example("What?", "A cab.", np.zeros((80, 100), np.float32))]
+    first = reader.loss(probe, np.random.default_rng(0), 0.0)
     align.train(model, processor, recipe, data, data / "out/toy.safetensors", resume=False)
-    last = align.answer_loss(model, processor, probe, hears)
+    last = reader.loss(probe, np.random.default_rng(0), 0.0)
     assert last < 0.7 * first
     assert all(torch.equal(tensor, encoder[name]) for name, tensor in model.audio_encoder.state_dict().items())
 
@@ -165,7 +166,9 @@ def test_the_adapter_starts_as_a_speller(model, processor):
     top[0, :, 32] = 1
     top[0, 2, 32:] = torch.eye(len(LETTERS) + 1)[letter_ids("c")[0]]
     with torch.no_grad():
-        embeds = model.adapt(top, [torch.zeros(1, 4, 32)] * 2, torch.tensor([4])).embeds
+        letters = top[..., 32:].clamp(min=1e-30).log()
+        out = EncoderOutput(top[..., :32], (torch.zeros(1, 4, 32),) * 2, letters, torch.tensor([4]))
+        embeds = model.adapt_output(out).embeds
     expected = model.language_model.embed_tokens.weight[processor.tokenizer.encode("c")[0]]
     assert torch.cosine_similarity(embeds[0], expected, dim=0) > 0.9
 

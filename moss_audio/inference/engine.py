@@ -10,15 +10,13 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from moss_audio import prompts
 from moss_audio.audio import SAMPLE_RATE, load_audio
 from moss_audio.checkpoint import find_model
 from moss_audio.errors import PromptError
 from moss_audio.inference.generate import FinishReason, TokenEvent, Usage, collect, generate
 from moss_audio.inference.longform import windows
 from moss_audio.inference.sampling import SamplingParams
-from moss_audio.inference.transcription import Heard, hear, locate, read, write
-from moss_audio.messages import Message
+from moss_audio.inference.transcription import Heard, hear, listen, locate, read, write
 from moss_audio.processor import Processor
 from moss_audio.runtime.backend import Backend
 from moss_audio.runtime.select import Kind, load_backend
@@ -142,8 +140,11 @@ class MossAudio:
         params: SamplingParams | None,
         cancelled: Callable[[], bool] | None,
     ) -> Iterator[TokenEvent]:
-        inputs = self.processor.encode([Message.of("user", *_clips(audio), question)])
-        return generate(self.backend, self.tokenizer, inputs, params or SamplingParams(), cancelled=cancelled)
+        prompt = listen(self.backend, self.processor, _clips(audio), question)
+        params = params or SamplingParams()
+        return generate(
+            self.backend, self.tokenizer, prompt.inputs, params, audio=prompt.audio, cancelled=cancelled
+        )
 
     def _transcript(
         self, samples: np.ndarray, params: SamplingParams, cancelled: Callable[[], bool]
@@ -166,8 +167,7 @@ class MossAudio:
     ) -> Iterator[tuple[Heard, Iterator[TokenEvent]]]:
         """The windows of a recording, each encoded when its turn comes and written as its events are read."""
         for start, window in windows(samples):
-            inputs = self.processor.encode([Message.of("user", window, prompts.TRANSCRIBE)])
-            heard = hear(self.backend, inputs, window, start)
+            heard = hear(self.backend, self.processor, window, start)
             yield heard, write(self.backend, self.tokenizer, heard, params, cancelled)
             if cancelled():
                 return

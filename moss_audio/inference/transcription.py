@@ -1,4 +1,4 @@
-"""One window of speech to text and timed segments. Knows the letter head's three uses: silence, drafts, times."""
+"""One window of speech to text and timed segments. Knows the letter head's uses: spelling, drafts, times, silence."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moss_audio.audio import SAMPLE_RATE
+from moss_audio.audio import SAMPLE_RATE, log_mel
 from moss_audio.inference.generate import FinishReason, TokenEvent, Usage, collect, generate
-from moss_audio.inference.letters import LetterDraft, forced_alignment, is_silent
+from moss_audio.inference.letters import LetterDraft, forced_alignment, greedy_words, is_silent
 from moss_audio.inference.sampling import SamplingParams
+from moss_audio.messages import MelPart, Message
+from moss_audio.prompts import SPELLED, TRANSCRIBE
 from moss_audio.runtime.backend import AudioEmbeds, Backend
 from moss_audio.transcript import Segment, Word, group_words
 
 if TYPE_CHECKING:
-    from moss_audio.processor import Inputs
+    from moss_audio.processor import Inputs, Processor
     from moss_audio.tokenizer import Tokenizer
 
 SILENCE_PEAK = 1e-3
@@ -30,33 +32,53 @@ SPARE_TOKENS = 32
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """A window after the encoder; `start` and `duration` in seconds. `audio` is None where nobody speaks."""
+    """A window after the encoder; `start` and `duration` in seconds. `prompt` is None where nobody speaks."""
 
     start: float
     duration: float
+    prompt: Prompt | None
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Clips and question, encoded and rendered."""
+
     inputs: Inputs
-    audio: AudioEmbeds | None
+    audio: AudioEmbeds
 
 
-def hear(backend: Backend, inputs: Inputs, samples: np.ndarray, start: float) -> Heard:
-    """Encode the window `samples [n]` that begins at `start` and is already rendered as `inputs`."""
+def listen(backend: Backend, processor: Processor, clips: Sequence[np.ndarray], question: str) -> Prompt:
+    """Encode `clips[i] [n]` and render the question about them.
+
+    Where the checkpoint has a letter head, its spelling is part of the question, as it was in training.
+    """
+    mels = [log_mel(samples, backend.config.audio.n_mels) for samples in clips]
+    audio = backend.encode_audio(mels)
+    if audio.letter_logprobs is not None:
+        words = greedy_words(audio.letter_logprobs, backend.config.audio.letters)
+        question = SPELLED.format(question=question, letters=" ".join(word.text for word in words))
+    return Prompt(processor.encode([Message.of("user", *map(MelPart, mels), question)]), audio)
+
+
+def hear(backend: Backend, processor: Processor, samples: np.ndarray, start: float) -> Heard:
+    """Encode the window `samples [n]` that begins at `start`, to be transcribed."""
     duration = len(samples) / SAMPLE_RATE
     if not len(samples) or float(np.abs(samples).max()) < SILENCE_PEAK:
-        return Heard(start, duration, inputs, None)
-    audio = backend.encode_audio(inputs.mels)
-    letters = backend.config.audio.letters
-    silent = audio.letter_logprobs is not None and is_silent(audio.letter_logprobs, letters)
-    return Heard(start, duration, inputs, None if silent else audio)
+        return Heard(start, duration, None)
+    prompt = listen(backend, processor, [samples], TRANSCRIBE)
+    logprobs, letters = prompt.audio.letter_logprobs, backend.config.audio.letters
+    silent = logprobs is not None and is_silent(logprobs, letters)
+    return Heard(start, duration, None if silent else prompt)
 
 
 def write(
     backend: Backend, tokenizer: Tokenizer, heard: Heard, params: SamplingParams, cancelled: Callable[[], bool]
 ) -> Iterator[TokenEvent]:
     """Stream the text of a window. An answer that turns in a loop, or outgrows the recording, ends with `length`."""
-    if heard.audio is None:
+    if heard.prompt is None:
         yield TokenEvent("", finish_reason="stop", usage=Usage(audio_seconds=heard.duration))
         return
-    logprobs, draft = heard.audio.letter_logprobs, None
+    logprobs, draft = heard.prompt.audio.letter_logprobs, None
     if logprobs is not None and params.temperature == 0:
         draft = LetterDraft(logprobs, backend.config.audio.letters, tokenizer)
     most = SPARE_TOKENS + int(TOKENS_PER_SECOND * heard.duration)
@@ -65,9 +87,9 @@ def write(
     for event in generate(
         backend,
         tokenizer,
-        heard.inputs,
+        heard.prompt.inputs,
         params,
-        audio=heard.audio,
+        audio=heard.prompt.audio,
         draft=draft,
         cancelled=lambda: cancelled() or loop_length(ids) > 0,
     ):
@@ -107,8 +129,8 @@ def locate(text: str, heard: Heard, letters: str) -> tuple[Segment, ...]:
     if not text:
         return ()
     words: tuple[Word, ...] = ()
-    if heard.audio is not None and heard.audio.letter_logprobs is not None:
-        words = forced_alignment(heard.audio.letter_logprobs, text, letters)
+    if heard.prompt is not None and heard.prompt.audio.letter_logprobs is not None:
+        words = forced_alignment(heard.prompt.audio.letter_logprobs, text, letters)
     if not words:
         return (Segment(round(start, 3), round(start + heard.duration, 3), text),)
     return group_words(Word(w.text, round(start + w.start, 3), round(start + w.end, 3)) for w in words)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moss_audio.config import ModelConfig
 from moss_audio.model.decoder import Decoder, GatedMLP, KVCache
-from moss_audio.model.encoder import Encoder
+from moss_audio.model.encoder import Encoder, EncoderOutput
 
 
 class EncodedAudio(NamedTuple):
@@ -80,21 +80,18 @@ class AudioLM(nn.Module):
         dtype = self.audio_encoder.layer_norm.weight.dtype
         moved = [[mel.to(device=device, dtype=dtype) for mel in row] for row in rows]
         chunks = cut(moved, self.config.audio.chunk_mel_frames)
-        out = self.audio_encoder(*chunks, checkpointing=checkpointing)
+        return self.adapt_output(self.audio_encoder(*chunks, checkpointing=checkpointing))
+
+    def adapt_output(self, out: EncoderOutput) -> EncodedAudio:
+        """Bring the encoder's output to the decoder's width: adapter on top and letter posteriors, a merger a tap."""
         top = out.top
         if out.letter_logprobs is not None:
             top = torch.cat([top, out.letter_logprobs.exp().to(top.dtype)], dim=-1)
-        return self.adapt(top, out.taps, out.lengths, out.letter_logprobs)
-
-    def adapt(
-        self, top: Tensor, taps: Sequence[Tensor], lengths: Tensor, letter_logprobs: Tensor | None = None
-    ) -> EncodedAudio:
-        """Bring encoder frames `[N, E, ·]` to the decoder's width: adapter on the top, one merger a tap."""
-        keep = torch.arange(top.shape[1], device=top.device) < lengths[:, None]
+        keep = torch.arange(top.shape[1], device=top.device) < out.lengths[:, None]
         embeds = self.audio_adapter(self._stack(top, keep))
-        mergers = zip(self.deepstack_audio_merger_list, taps, strict=True)
+        mergers = zip(self.deepstack_audio_merger_list, out.taps, strict=True)
         deepstack = torch.stack([merger(self._stack(tap, keep)) for merger, tap in mergers])
-        return EncodedAudio(embeds, deepstack, None if letter_logprobs is None else letter_logprobs[keep])
+        return EncodedAudio(embeds, deepstack, None if out.letter_logprobs is None else out.letter_logprobs[keep])
 
     def _stack(self, x: Tensor, keep: Tensor) -> Tensor:
         """Encoder frames `x [N, E, C]` → audio frames `[S, stack·C]`, the last of a chunk filled up with zeros."""

@@ -23,14 +23,15 @@ from moss_audio.data.manifest import MelStore
 from moss_audio.data.speak import four_grams
 from moss_audio.evaluation.metrics import ErrorRate
 from moss_audio.messages import MelPart, Message
-from moss_audio.model.audio_lm import AudioLM, EncodedAudio, cut
+from moss_audio.model.audio_lm import AudioLM, cut
+from moss_audio.model.encoder import EncoderOutput
 from moss_audio.processor import Processor, collate
-from moss_audio.prompts import TRANSCRIBE
+from moss_audio.prompts import SPELLED, TRANSCRIBE
 from moss_audio.training.augment import augment
 from moss_audio.training.examples import Example, Feed, Sentences, Source
 from moss_audio.training.loop import Plan, fit, load_weights
 from moss_audio.training.simulate import LetterBank
-from moss_audio.training.spelling import letter_ids, spell
+from moss_audio.training.spelling import greedy_text, letter_ids, spell
 
 
 @torch.no_grad()
@@ -79,76 +80,75 @@ def build_bank(model: AudioLM, stores: Sequence[MelStore], clips: int, rng: np.r
     return bank
 
 
-@torch.no_grad()
-def hear(model: AudioLM, examples: Sequence[Example], deaf: np.ndarray) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Encoder frames of a batch: `top [N, E, ·]` with posteriors, taps, lengths; `deaf[n]`: row n has only letters."""
-    audio = model.config.audio
-    lengths = torch.tensor([(example.mel_frames + 1) // 2 for example in examples])
-    top = torch.zeros(len(examples), int(lengths.max()), audio.output_dim + audio.n_letters)
-    taps = [torch.zeros(*top.shape[:2], audio.output_dim) for _ in audio.taps]
-    spoken = [n for n, example in enumerate(examples) if example.mel is not None]
-    if spoken:
-        mels = [[torch.from_numpy(examples[n].mel)] for n in spoken]
-        out = model.audio_encoder(*cut(mels, audio.chunk_mel_frames))
-        assert out.letter_logprobs is not None
-        for i, n in enumerate(spoken):
-            e = int(lengths[n])
-            top[n, :e, audio.output_dim :] = out.letter_logprobs[i, :e].exp()
-            if not deaf[n]:
-                top[n, :e, : audio.output_dim] = out.top[i, :e]
-                for tap, heard in zip(taps, out.taps, strict=True):
-                    tap[n, :e] = heard[i, :e]
-    for n, example in enumerate(examples):
-        if example.posteriors is not None:
-            top[n, : len(example.posteriors), audio.output_dim :] = torch.from_numpy(example.posteriors)
-    return top, taps, lengths
+class Reader:
+    """The network and its prompt as this stage trains them: a clip, a question, and the letters that were heard."""
+
+    def __init__(self, model: AudioLM, processor: Processor, bank: LetterBank | None = None) -> None:
+        self.model, self.processor, self.bank = model, processor, bank
+
+    @torch.no_grad()
+    def hear(self, mels: Sequence[np.ndarray]) -> EncoderOutput:
+        """The frozen encoder on one clip a row."""
+        rows = [[torch.from_numpy(np.array(mel, np.float32))] for mel in mels]
+        return self.model.audio_encoder(*cut(rows, self.model.config.audio.chunk_mel_frames))
+
+    def loss(self, examples: Sequence[Example], rng: np.random.Generator, error_rate: float) -> Tensor:
+        """Mean cross-entropy of the answers' tokens, in nats; up to `error_rate` of a clip's letters are altered."""
+        spoken = [example for example in examples if example.mel is not None]
+        heard = self.hear([example.mel for example in spoken if example.mel is not None]) if spoken else None
+        spellings = iter(_letters(heard) if heard is not None else [])
+        inputs = []
+        for example in examples:
+            spelled = example.spelled
+            if example.mel is not None:
+                spelled = next(spellings)
+                if self.bank is not None:
+                    wrong = self.bank.misspell(letter_ids(spelled), rng, float(rng.uniform(0, error_rate)))
+                    spelled = "".join(LETTERS[i - 1] for i in wrong)
+            turn = [self._ask(example.mel, example.question, spelled), Message.of("assistant", example.answer)]
+            inputs.append(self.processor.encode(turn, add_generation_prompt=False))
+        batch = collate(inputs, pad_id=0)
+        ids, loss_mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.loss_mask)
+        audio = self.model.adapt_output(heard) if heard is not None else None
+        hidden = self.model.hidden(ids, torch.from_numpy(batch.audio_mask), audio)
+        logits = self.model.logits(hidden[:, :-1][loss_mask[:, 1:]])
+        return F.cross_entropy(logits.float(), ids[loss_mask])
+
+    def _ask(self, mel: np.ndarray | None, question: str, spelled: str) -> Message:
+        text = SPELLED.format(question=question, letters=spelled)
+        return Message.of("user", *([MelPart(mel)] if mel is not None else []), text)
+
+    @torch.no_grad()
+    def transcribe(self, mels: Sequence[np.ndarray], max_new_tokens: int = 120) -> list[str]:
+        """Greedy transcripts of several clips at a time."""
+        with torch.autocast("cpu", torch.bfloat16):
+            heard = self.hear(mels)
+            asked = [self._ask(mel, TRANSCRIBE, spelled) for mel, spelled in zip(mels, _letters(heard), strict=True)]
+            batch = collate([self.processor.encode([message]) for message in asked], pad_id=0)
+            lengths, stop = torch.from_numpy(batch.lengths), self.processor.turn_end
+            cache = self.model.new_cache(len(mels), int(lengths.max()) + max_new_tokens + 1)
+            ids, audio_mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.audio_mask)
+            logits = self.model.decode(ids, audio_mask, self.model.adapt_output(heard), cache, lengths, 1)
+            answers = [logits[:, -1].argmax(-1)]
+            done = answers[0] == stop
+            while not done.all() and len(answers) < max_new_tokens:
+                answers.append(self.model.decode(answers[-1][:, None], cache=cache)[:, -1].argmax(-1))
+                done |= answers[-1] == stop
+        rows = torch.stack(answers, 1).tolist()
+        ends = [row.index(stop) if stop in row else len(row) for row in rows]
+        return [self.processor.tokenizer.decode(row[:end]) for row, end in zip(rows, ends, strict=True)]
 
 
-def answer_loss(model: AudioLM, processor: Processor, examples: Sequence[Example], deaf: np.ndarray) -> Tensor:
-    """Mean cross-entropy of the answers' tokens, in nats."""
-    n_mels = processor.config.n_mels
-    inputs = []
-    for example in examples:
-        mel = MelPart(np.broadcast_to(np.float32(0), (n_mels, example.mel_frames)))
-        turn = [Message.of("user", mel, example.question), Message.of("assistant", example.answer)]
-        inputs.append(processor.encode(turn, add_generation_prompt=False))
-    batch = collate(inputs, pad_id=0)
-    top, taps, lengths = hear(model, examples, deaf)
-    audio: EncodedAudio = model.adapt(top, taps, lengths)
-    ids, loss_mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.loss_mask)
-    hidden = model.hidden(ids, torch.from_numpy(batch.audio_mask), audio)
-    logits = model.logits(hidden[:, :-1][loss_mask[:, 1:]])
-    return F.cross_entropy(logits.float(), ids[loss_mask])
+def _letters(heard: EncoderOutput) -> list[str]:
+    assert heard.letter_logprobs is not None
+    return [greedy_text(row[:n]) for row, n in zip(heard.letter_logprobs, heard.lengths.tolist(), strict=True)]
 
 
-@torch.no_grad()
-def transcribe_rows(
-    model: AudioLM, processor: Processor, mels: Sequence[np.ndarray], max_new_tokens: int = 120
-) -> list[str]:
-    """Greedy transcripts of several clips at a time."""
-    prompts = [processor.encode([Message.of("user", MelPart(mel), TRANSCRIBE)]) for mel in mels]
-    batch = collate(prompts, pad_id=0)
-    lengths = torch.from_numpy(batch.lengths)
-    with torch.autocast("cpu", torch.bfloat16):
-        audio = model.encode_audio([[torch.from_numpy(np.array(mel, np.float32)) for mel in row] for row in batch.mels])
-        cache = model.new_cache(len(mels), int(lengths.max()) + max_new_tokens + 1)
-        ids, audio_mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.audio_mask)
-        tokens = model.decode(ids, audio_mask, audio, cache, lengths, 1)[:, -1].argmax(-1)
-        answers, done = [tokens], tokens == processor.turn_end
-        while not done.all() and len(answers) < max_new_tokens:
-            tokens = model.decode(tokens[:, None], cache=cache)[:, -1].argmax(-1)
-            done |= tokens == processor.turn_end
-            answers.append(tokens)
-    rows = torch.stack(answers, 1).tolist()
-    stops = [row.index(processor.turn_end) if processor.turn_end in row else len(row) for row in rows]
-    return [processor.tokenizer.decode(row[:stop]) for row, stop in zip(rows, stops, strict=True)]
-
-
-def dev_transcripts(model: AudioLM, processor: Processor, store: MelStore, limit: int) -> Iterator[tuple[str, str]]:
+def dev_transcripts(reader: Reader, store: MelStore, limit: int) -> Iterator[tuple[str, str]]:
     """Reference and hypothesis of the first `limit` clips, both spelled."""
     for start in range(0, min(limit, len(store)), 10):
         rows = range(start, min(start + 10, limit, len(store)))
-        texts = transcribe_rows(model, processor, [store[i] for i in rows])
+        texts = reader.transcribe([store[i] for i in rows])
         for i, text in zip(rows, texts, strict=True):
             yield spell(store.rows[i]["text"]) or "", text
 
@@ -171,15 +171,16 @@ def train(
     ]
     noise = [MelStore(data / name, cache, n_mels) for name in recipe["noise"]]
     dev_store = MelStore(data / recipe["dev"], cache, n_mels)
-    feed = Feed(sources, recipe["batch_frames"], noise, recipe["noise_rate"])
+    reader = Reader(model, processor, bank)
+    feed = Feed(sources, recipe["batch_size"], noise, recipe["noise_rate"])
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
         examples = feed.next(rng)
-        return answer_loss(model, processor, examples, rng.random(len(examples)) < recipe["deaf_rate"]), len(examples)
+        return reader.loss(examples, rng, recipe["error_rate"]), len(examples)
 
     def dev() -> dict[str, Any]:
         rate, sample = ErrorRate(), []
-        for reference, text in dev_transcripts(model, processor, dev_store, recipe["dev_clips"]):
+        for reference, text in dev_transcripts(reader, dev_store, recipe["dev_clips"]):
             rate += ErrorRate.of(reference.split(), (spell(text) or "").split())
             sample.append(text)
         return {"dev_wer": round(rate.value, 4), "dev_words": rate.words, "sample": sample[:3]}

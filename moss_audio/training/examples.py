@@ -21,7 +21,7 @@ from moss_audio.model.encoder import Encoder
 from moss_audio.prompts import TRANSCRIBE
 from moss_audio.training.augment import augment
 from moss_audio.training.simulate import LetterBank
-from moss_audio.training.spelling import letter_ids, spell
+from moss_audio.training.spelling import greedy_text, letter_ids, spell
 from moss_audio.training.splice import WordPool
 
 TRANSCRIBE_WORDINGS = (TRANSCRIBE,) * 6 + (
@@ -37,16 +37,17 @@ Task = Callable[[Row, np.random.Generator], tuple[str, str] | None]
 
 @dataclass
 class Example:
-    """`mel [n_mels, F]` of a clip, or letter `posteriors [E, L]` where nobody spoke; then question and answer."""
+    """Question and answer about a clip's `mel [n_mels, F]`, or about a spelling where nobody spoke."""
 
     question: str
     answer: str
     mel: np.ndarray | None = None
-    posteriors: np.ndarray | None = None
+    spelled: str = ""
 
     @property
-    def mel_frames(self) -> int:
-        return self.mel.shape[1] if self.mel is not None else 2 * len(self.posteriors)  # type: ignore[arg-type]
+    def size(self) -> int:
+        """Mel frames, or as many as would cost the language model the same: 8 a token, and 3 letters in one."""
+        return self.mel.shape[1] if self.mel is not None else 8 * len(self.spelled) // 3
 
 
 def transcribe(row: Row, rng: np.random.Generator) -> tuple[str, str] | None:
@@ -138,17 +139,18 @@ class Sentences:
         length = int(rng.integers(8, 27))
         start = int(rng.integers(0, max(1, len(words) - length + 1)))
         answer = sentence(words[start : start + length])
-        posteriors = self.bank.spell(letter_ids(spell(answer) or "a"), rng, float(rng.uniform(0, self.error_rate)))
-        return Example(str(rng.choice(TRANSCRIBE_WORDINGS)), answer, posteriors=posteriors[:1000])
+        ids = self.bank.misspell(letter_ids(spell(answer) or ""), rng, float(rng.uniform(0, self.error_rate)))
+        spelled = greedy_text(torch.from_numpy(self.bank.spell(ids, rng)))
+        return Example(str(rng.choice(TRANSCRIBE_WORDINGS)), answer, spelled=spelled)
 
 
 class Feed:
-    """Endless batches of at most `max_frames` padded mel frames: like lengths together, sources by weight."""
+    """Endless batches of at most `max_size` when padded (`Example.size`): like sizes together, sources by weight."""
 
     def __init__(
-        self, sources: Sequence[Source | Sentences], max_frames: int, noise: Sequence[MelStore], noise_rate: float
+        self, sources: Sequence[Source | Sentences], max_size: int, noise: Sequence[MelStore], noise_rate: float
     ) -> None:
-        self.sources, self.max_frames, self.noise, self.noise_rate = sources, max_frames, noise, noise_rate
+        self.sources, self.max_size, self.noise, self.noise_rate = sources, max_size, noise, noise_rate
         weights = np.array([source.weight for source in sources])
         self._share = weights / weights.sum()
         self._pool: list[list[Example]] = []
@@ -158,9 +160,9 @@ class Feed:
         if not self._pool:
             picks = rng.choice(len(self.sources), 256, p=self._share)
             drawn = [self.sources[s].draw(rng, self.noise, self.noise_rate) for s in picks]
-            drawn.sort(key=lambda example: example.mel_frames)
+            drawn.sort(key=lambda example: example.size)
             for example in drawn:
-                if not self._pool or example.mel_frames * (len(self._pool[-1]) + 1) > self.max_frames:
+                if not self._pool or example.size * (len(self._pool[-1]) + 1) > self.max_size:
                     self._pool.append([])
                 self._pool[-1].append(example)
             rng.shuffle(self._pool)  # type: ignore[arg-type]

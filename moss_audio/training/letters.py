@@ -58,7 +58,7 @@ def train(encoder: Encoder, recipe: Mapping[str, Any], data: Path, state: Path, 
     sources = [Source(source, data, cache, n_mels, encoder.eval()) for source in recipe["sources"]]
     noise = [MelStore(data / name, cache, n_mels) for name in recipe["noise"]]
     dev_store = MelStore(data / recipe["dev"], cache, n_mels)
-    feed = Feed(sources, recipe["batch_frames"], noise, recipe["noise_rate"])
+    feed = Feed(sources, recipe["batch_size"], noise, recipe["noise_rate"])
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
         examples = feed.next(rng)

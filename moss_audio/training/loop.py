@@ -101,9 +101,9 @@ def fit(
 def _save(state: Path, trainable: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, step: int) -> None:
     tensors = {}
     for name, parameter in trainable.items():
-        moments = optimiser.state[parameter]
         tensors[name] = parameter.detach()
-        tensors["m/" + name], tensors["v/" + name] = moments["exp_avg"], moments["exp_avg_sq"]
+        if moments := optimiser.state.get(parameter):  # none yet where no gradient has come
+            tensors["m/" + name], tensors["v/" + name] = moments["exp_avg"], moments["exp_avg_sq"]
     scratch = state.with_suffix(".tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch, {"step": str(step)})
     scratch.replace(state)
@@ -111,9 +111,11 @@ def _save(state: Path, trainable: Mapping[str, nn.Parameter], optimiser: torch.o
 
 def _load(state: Path, trainable: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> int:
     with safe_open(state, framework="pt") as file:
-        step = int(file.metadata()["step"])
+        step, known = int(file.metadata()["step"]), set(file.keys())
         for name, parameter in trainable.items():
             parameter.data.copy_(file.get_tensor(name))
+            if "m/" + name not in known:
+                continue
             optimiser.state[parameter] = {
                 "step": torch.tensor(float(step)),
                 "exp_avg": file.get_tensor("m/" + name),

@@ -38,21 +38,25 @@ class LetterBank:
             self.by_letter[letter].append(stretch)
             self.counts[letter] += posteriors[start]
 
-    def spell(self, ids: Sequence[int], rng: np.random.Generator, error_rate: float) -> np.ndarray:
-        """Posteriors `[E, L]` of a sentence; about `error_rate` of its letters are replaced, dropped or doubled."""
-        spoken = []
+    def misspell(self, ids: Sequence[int], rng: np.random.Generator, error_rate: float) -> list[int]:
+        """`ids` with about `error_rate` of them replaced by what they are taken for, dropped or doubled."""
+        out: list[int] = []
         for letter in ids:
             draw = rng.random() / max(error_rate, 1e-9)
             if draw < 0.7:
                 chances = self.counts[letter].copy() ** 0.5
                 chances[[0, letter]] = 0
-                spoken.append(int(rng.choice(len(chances), p=chances / chances.sum())))
+                out.append(int(rng.choice(len(chances), p=chances / chances.sum())))
             elif draw >= 1 or draw < 0.85:
-                spoken.append(letter)
+                out.append(letter)
                 if draw < 1:
-                    spoken.append(int(rng.choice(ids)))
+                    out.append(letter)
+        return out
+
+    def spell(self, ids: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+        """Posteriors `[E, L]` as if `ids` had been said: stretches that the same letter followed, if there are."""
         pieces = [self.leads[rng.integers(len(self.leads))]]
-        for letter, after in zip(spoken, [*spoken[1:], 0], strict=True):
+        for letter, after in zip(ids, [*ids[1:], 0], strict=True):
             same = self.stretches.get((letter, after), ())
             pool = same if len(same) >= 3 else self.by_letter.get(letter)
             if pool:
