@@ -40,6 +40,13 @@ def test_silence_is_no_letters():
     assert not is_silent(letter_head("no"), LETTERS)
 
 
+def test_letters_that_the_head_is_not_sure_of_are_noise():
+    sure = np.exp(letter_head("a bark"))
+    unsure = np.log(0.5 * sure + 0.5 / sure.shape[1])
+    assert greedy_words(unsure, LETTERS) == greedy_words(np.log(sure), LETTERS)
+    assert is_silent(unsure, LETTERS) and not is_silent(np.log(sure), LETTERS)
+
+
 def test_normalise_spells_as_the_head_does():
     assert normalise("  Café, IT\u2019S 7 o'clock!\n", LETTERS) == "cafe it's o'clock"
 

@@ -85,11 +85,11 @@ def fit(
             optimiser.zero_grad(set_to_none=True)
             losses.append(loss.item())
             items, step = items + count, step + 1
-            last = step == plan.steps
-            if step % plan.log_every == 0 or last:
+            pause = step % plan.dev_every == 0 or step == plan.steps
+            if step % plan.log_every == 0 or pause:
                 line: dict[str, Any] = {"step": step, "loss": round(float(np.mean(losses)), 4)}
                 line["items_per_second"] = round(items / (time.monotonic() - began), 2)
-                if step % plan.dev_every == 0 or last:
+                if pause:
                     _save(state, trainable, optimiser, step)
                     line |= dev()
                 print(json.dumps(line), flush=True)
