@@ -108,14 +108,11 @@ def _events(
     draft: Draft | None,
     cancelled: Callable[[], bool],
 ) -> Iterator[TokenEvent]:
-    n_audio = int(np.count_nonzero(inputs.audio_mask))
     count, text = 0, _StopText(params.stop)
-    decoded, stop_ids = tokenizer.stream(), _stop_ids(tokenizer)
+    decoded, ends = tokenizer.stream(), stop_ids(tokenizer)
 
     def last(held: str, reason: FinishReason, token: int | None = None, logprob: float | None = None) -> TokenEvent:
-        seconds = sum(mel.shape[1] for mel in inputs.mels) * HOP_LENGTH / SAMPLE_RATE
-        usage = Usage(len(inputs.input_ids), n_audio, seconds, count)
-        return TokenEvent(held, token, logprob, reason, usage)
+        return TokenEvent(held, token, logprob, reason, count_usage(inputs, count))
 
     if cancelled():
         yield last("", "cancelled")
@@ -124,7 +121,7 @@ def _events(
         audio = backend.encode_audio(inputs.mels)
     for token, logprob in _tokens(backend, inputs, params, budget, audio, draft):
         count += 1
-        if token in stop_ids:
+        if token in ends:
             yield last(text.push(decoded.finish()) + text.flush(), "stop", token, logprob)
             return
         piece = text.push(decoded.push(token))
@@ -169,7 +166,14 @@ def _tokens(
         rows = backend.decode(cache, np.array([emitted[-1], *proposal], dtype=np.int64))
 
 
-def _stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
+def count_usage(inputs: Inputs, completion_tokens: int) -> Usage:
+    """What a prompt and so many tokens of answer cost."""
+    seconds = sum(mel.shape[1] for mel in inputs.mels) * HOP_LENGTH / SAMPLE_RATE
+    return Usage(len(inputs.input_ids), int(np.count_nonzero(inputs.audio_mask)), seconds, completion_tokens)
+
+
+def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end an answer in this vocabulary."""
     ids = set()
     for name in STOP_TOKENS:
         with suppress(CheckpointError):  # a vocabulary may lack one of them

@@ -17,7 +17,8 @@ class SamplingParams:
 
     `temperature` 0 is greedy and ignores `top_k`, `top_p` and `seed`; `top_k` 0 and `top_p` 1 keep every token.
     `repetition_penalty` above 1 makes tokens that the answer already holds less likely. `stop` strings end the answer
-    and are not part of it. Raises `PromptError` naming the value and its range.
+    and are not part of it. `n_beams` above 1 searches that many texts at a time in a transcript, where the
+    checkpoint has a letter head and `temperature` is 0. Raises `PromptError` naming the value and its range.
     """
 
     temperature: float = 0.0
@@ -27,6 +28,7 @@ class SamplingParams:
     seed: int | None = None
     max_new_tokens: int = 512
     stop: tuple[str, ...] = ()
+    n_beams: int = 1
 
     def __post_init__(self) -> None:
         check = _check
@@ -37,6 +39,7 @@ class SamplingParams:
         check("repetition_penalty", penalty, 0.1 <= penalty <= 10.0, "0.1 to 10; 1 is off")
         check("seed", self.seed, self.seed is None or self.seed >= 0, "None or a whole number from 0")
         check("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "a whole number from 1")
+        check("n_beams", self.n_beams, 1 <= self.n_beams <= 32, "1 (greedy) to 32")
         strings = isinstance(self.stop, tuple) and all(isinstance(stop, str) and stop for stop in self.stop)
         check("stop", self.stop, strings, "a tuple of strings, none of them empty")
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from moss_audio.audio import SAMPLE_RATE, log_mel
 from moss_audio.inference.generate import FinishReason, TokenEvent, Usage, collect, generate
+from moss_audio.inference.guide import LetterGuide
 from moss_audio.inference.letters import LetterDraft, forced_alignment, greedy_words, is_silent
 from moss_audio.inference.sampling import SamplingParams
+from moss_audio.inference.search import beam_search
 from moss_audio.messages import MelPart, Message
 from moss_audio.prompts import SPELLED, TRANSCRIBE
 from moss_audio.runtime.backend import AudioEmbeds, Backend
@@ -78,11 +80,15 @@ def write(
     if heard.prompt is None:
         yield TokenEvent("", finish_reason="stop", usage=Usage(audio_seconds=heard.duration))
         return
-    logprobs, draft = heard.prompt.audio.letter_logprobs, None
-    if logprobs is not None and params.temperature == 0:
-        draft = LetterDraft(logprobs, backend.config.audio.letters, tokenizer)
+    logprobs, letters = heard.prompt.audio.letter_logprobs, backend.config.audio.letters
+    draft = LetterDraft(logprobs, letters, tokenizer) if logprobs is not None else None
     most = SPARE_TOKENS + int(TOKENS_PER_SECOND * heard.duration)
     params = replace(params, max_new_tokens=min(params.max_new_tokens, most))
+    if logprobs is not None and draft is not None and params.n_beams > 1 and params.temperature == 0:
+        inputs, audio = heard.prompt.inputs, heard.prompt.audio
+        guide, n_beams, n_tokens = LetterGuide(logprobs, letters, tokenizer), params.n_beams, params.max_new_tokens
+        yield from beam_search(backend, tokenizer, inputs, audio, guide, draft, n_beams, n_tokens, cancelled)
+        return
     ids: list[int] = []
     for event in generate(
         backend,

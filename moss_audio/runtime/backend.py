@@ -52,6 +52,10 @@ class Backend(Protocol):
         """Append `input_ids [n]` to the conversation and return their logits `[n, vocab]` float32."""
         ...
 
+    def decode_beams(self, cache: Cache, input_ids: np.ndarray, parents: np.ndarray) -> np.ndarray:
+        """Go on in n rows, `input_ids [n]`, row i behind row `parents[i]` of the call before; logits `[n, vocab]`."""
+        ...
+
     def rewind(self, cache: Cache, length: int) -> None:
         """Forget every position from `length` on, so that a rejected draft leaves no trace."""
         ...

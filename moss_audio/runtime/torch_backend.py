@@ -74,6 +74,17 @@ class TorchBackend:
             _enlarge(own, 2 * (own.length + len(input_ids)))
         return _numpy(self.model.decode(self._ids(input_ids), cache=own)[0])
 
+    @torch.inference_mode()
+    def decode_beams(self, cache: Cache, input_ids: np.ndarray, parents: np.ndarray) -> np.ndarray:
+        """Go on in n rows, `input_ids [n]`, row i behind row `parents[i]` of the call before; logits `[n, vocab]`."""
+        own, rows = _own(cache), torch.tensor(parents, device=self.device)
+        if own.length == own.capacity:
+            _enlarge(own, 2 * own.length)
+        own.lengths = own.lengths[rows]
+        for layer in own.keys:
+            own.keys[layer], own.values[layer] = own.keys[layer][rows], own.values[layer][rows]
+        return _numpy(self.model.decode(self._ids(input_ids).T, cache=own)[:, 0])
+
     def rewind(self, cache: Cache, length: int) -> None:
         """Forget every position from `length` on, so that a rejected draft leaves no trace."""
         _own(cache).truncate(length)

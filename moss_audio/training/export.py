@@ -16,13 +16,13 @@ from moss_audio.weights import SCHEMES
 def main() -> None:
     parser = argparse.ArgumentParser(description="Put the weights of training stages into a model folder.")
     parser.add_argument("base", type=Path, help="model folder that the stages started from")
-    parser.add_argument("states", type=Path, nargs="+", help="in order; letters.safetensors is the encoder's")
+    parser.add_argument("states", type=Path, nargs="+", help="in order; letters*.safetensors are the encoder's")
     parser.add_argument("out", type=Path)
     parser.add_argument("--scheme", choices=SCHEMES, default="int8")
     args = parser.parse_args()
     model = AudioLM.load(args.base)
     for state in args.states:
-        load_weights(state, model.audio_encoder if state.stem == "letters" else model)
+        load_weights(state, model.audio_encoder if state.stem.startswith("letters") else model)
     config = json.loads((args.base / "config.json").read_text(encoding="utf-8"))
     tensors = ((name, tensor.numpy()) for name, tensor in model.state_dict().items())
     if args.scheme == "float":

@@ -133,6 +133,22 @@ class OpenVINOBackend:
         """Append `input_ids [n]` to the conversation and return their logits `[n, vocab]` float32."""
         return self._run(_own(cache), input_ids, len(input_ids), self._no_audio)
 
+    def decode_beams(self, cache: Cache, input_ids: np.ndarray, parents: np.ndarray) -> np.ndarray:
+        """Go on in n rows, `input_ids [n]`, row i behind row `parents[i]` of the call before; logits `[n, vocab]`."""
+        own, n = _own(cache), len(input_ids)
+        cos, sin = self._positions(own.length, 1)
+        inputs = {
+            "input_ids": np.asarray(input_ids, np.int64)[:, None],
+            "audio": self._no_audio[0],
+            "is_text": self._no_audio[1],
+            "cos": np.repeat(cos, n, axis=0),
+            "sin": np.repeat(sin, n, axis=0),
+            "mask": np.repeat(own.grow(1), n, axis=0),
+            "beam_idx": np.asarray(parents, np.int32),
+            "n_logits": np.array([1]),
+        }
+        return np.array(own.request.infer(inputs, share_inputs=True)["logits"][:, 0])
+
     def rewind(self, cache: Cache, length: int) -> None:
         """Forget every position from `length` on, so that a rejected draft leaves no trace."""
         _own(cache).rewind(length)
@@ -156,14 +172,19 @@ class OpenVINOBackend:
         placed[1:, 0, audio_mask] = audio.deepstack[:, frames]
         return placed, (~audio_mask)[None, :, None].astype(np.float32)
 
+    def _positions(self, start: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and sines `[1, n, 1, head_dim]` of positions from `start` on; a table too short doubles."""
+        if start + n > len(self._rotary[0]):
+            self._rotary = rotary(np.arange(2 * (start + n)), self.config.decoder)
+        cos, sin = (table[None, start : start + n, None] for table in self._rotary)
+        return cos, sin
+
     def _run(
         self, cache: OpenVINOCache, input_ids: np.ndarray, n_logits: int, audio: tuple[np.ndarray, np.ndarray]
     ) -> np.ndarray:
         """Append tokens to a conversation; returns the logits of the last `n_logits`."""
-        start, n, tables = cache.length, len(input_ids), self._rotary
-        if start + n > len(tables[0]):
-            self._rotary = tables = rotary(np.arange(2 * (start + n)), self.config.decoder)
-        cos, sin = (table[None, start : start + n, None] for table in tables)
+        n = len(input_ids)
+        cos, sin = self._positions(cache.length, n)
         inputs = {
             "input_ids": np.asarray(input_ids, np.int64)[None],
             "audio": audio[0],

@@ -1,0 +1,108 @@
+"""Beam search for transcripts: several texts at a time, ranked by the language model and the letters together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moss_audio.inference.generate import Draft, FinishReason, TokenEvent, count_usage, stop_ids
+from moss_audio.inference.guide import LetterGuide, Place
+from moss_audio.runtime.backend import AudioEmbeds, Backend
+
+if TYPE_CHECKING:
+    from moss_audio.processor import Inputs
+    from moss_audio.tokenizer import Tokenizer
+
+LETTERS_WEIGHT = 0.5
+"""What a nat of the letters counts beside a nat of the language model."""
+
+CANDIDATES = 16
+"""Tokens that the language model may propose after each text; the letters' own next token comes on top."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hypothesis:
+    """A text under way: its tokens, their log-probabilities, where it is in the letters, and its joint score."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    place: Place
+    score: float
+
+
+def beam_search(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    inputs: Inputs,
+    audio: AudioEmbeds,
+    guide: LetterGuide,
+    draft: Draft,
+    n_beams: int,
+    max_new_tokens: int,
+    cancelled: Callable[[], bool],
+) -> Iterator[TokenEvent]:
+    """Stream the best text of a window: a token is out as soon as all texts under way agree on it.
+
+    The score of a text is the sum of its log-probabilities less `LETTERS_WEIGHT` times the cheapest way through the
+    letters; ending costs what is left of them. Events are those of `generate`.
+    """
+    ends, text, shown = stop_ids(tokenizer), tokenizer.stream(), 0
+    cache, logits = backend.prefill(inputs.input_ids, inputs.audio_mask, audio)
+    beams, rows = [Hypothesis((), (), guide.start(), 0.0)], logits[None]
+    finished: list[Hypothesis] = []
+    reason: FinishReason = "length"
+    for _ in range(max_new_tokens):
+        if cancelled():
+            reason = "cancelled"
+            break
+        grown: list[tuple[Hypothesis, int]] = []
+        for parent, (beam, row) in enumerate(zip(beams, rows, strict=True)):
+            for after in _extend(beam, row, guide, draft, ends):
+                if after.tokens[-1] in ends:
+                    finished.append(after)
+                else:
+                    grown.append((after, parent))
+        grown = sorted(grown, key=lambda pair: -pair[0].score)[:n_beams]
+        finished = sorted(finished, key=lambda done: -done.score)[:1]
+        if finished and (not grown or finished[0].score >= grown[0][0].score):
+            reason = "stop"
+            break
+        beams = [beam for beam, _ in grown]
+        agreed = _common([*(beam.tokens for beam in beams), *(done.tokens for done in finished)])
+        for token, logprob in zip(beams[0].tokens[shown:agreed], beams[0].logprobs[shown:agreed], strict=True):
+            yield TokenEvent(text.push(token), token, logprob)
+        shown = max(shown, agreed)
+        last, parents = [beam.tokens[-1] for beam in beams], [parent for _, parent in grown]
+        rows = backend.decode_beams(cache, np.array(last, np.int64), np.array(parents, np.int64))
+    best = finished[0] if reason == "stop" else beams[0]
+    rest = [
+        TokenEvent("" if token in ends else text.push(token), token, logprob)
+        for token, logprob in zip(best.tokens[shown:], best.logprobs[shown:], strict=True)
+    ] or [TokenEvent("")]
+    yield from rest[:-1]
+    usage = count_usage(inputs, len(best.tokens))
+    yield replace(rest[-1], text=rest[-1].text + text.finish(), finish_reason=reason, usage=usage)
+
+
+def _extend(
+    beam: Hypothesis, logits: np.ndarray, guide: LetterGuide, draft: Draft, ends: frozenset[int]
+) -> Iterator[Hypothesis]:
+    """The texts one token longer that are worth a thought."""
+    peak = float(logits.max())
+    logprobs = logits - peak - np.log(np.exp(logits - peak).sum())
+    likely = np.argpartition(logprobs, -CANDIDATES)[-CANDIDATES:].tolist()
+    tokens = list(dict.fromkeys([*likely, *draft(list(beam.tokens))[:1]]))
+    said = sum(beam.logprobs)
+    for token, place in zip(tokens, guide.extend(beam.place, tokens), strict=True):
+        cost = float(place.costs[-1] if token in ends else place.costs.min())
+        score = said + float(logprobs[token]) - LETTERS_WEIGHT * cost
+        yield Hypothesis((*beam.tokens, token), (*beam.logprobs, float(logprobs[token])), place, score)
+
+
+def _common(texts: list[tuple[int, ...]]) -> int:
+    """How many tokens all `texts` begin with."""
+    shortest = min(map(len, texts))
+    return next((i for i in range(shortest) if len({text[i] for text in texts}) > 1), shortest)

@@ -1,0 +1,109 @@
+"""Beam search: rows of a cache go their own ways, letters keep the text to what was heard."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from fakes import ByteTokenizer, letter_head
+
+from moss_audio.config import LETTERS
+from moss_audio.inference.generate import collect, stop_ids
+from moss_audio.inference.guide import LetterGuide
+from moss_audio.inference.letters import LetterDraft
+from moss_audio.inference.search import beam_search
+from moss_audio.processor import Inputs
+from moss_audio.runtime.backend import AudioEmbeds
+from moss_audio.runtime.select import load_backend
+
+TOKENIZER = ByteTokenizer()
+END = min(stop_ids(TOKENIZER))
+
+
+def cost(heard: str, text: str, ended: bool = False) -> float:
+    guide = LetterGuide(letter_head(heard), LETTERS, TOKENIZER)
+    place = guide.start()
+    for token in TOKENIZER.encode(text):
+        (place,) = guide.extend(place, [token])
+    return float(place.costs[-1] if ended else place.costs.min())
+
+
+def test_what_was_heard_costs_least():
+    heard = "a bad cab"
+    assert cost(heard, "A bad cab.") == pytest.approx(cost(heard, "a bad cab"))
+    worse = ["a mad cab", "a bad bad cab", "a cab", "bad cab cab", "something else"]
+    assert all(cost(heard, text, ended=True) > cost(heard, heard, ended=True) + 1 for text in worse)
+    assert cost(heard, "a bad", ended=True) > cost(heard, "a bad") + 1
+
+
+def test_several_tokens_cost_what_each_costs_alone():
+    guide = LetterGuide(letter_head("hear me"), LETTERS, TOKENIZER)
+    tokens = TOKENIZER.encode("hxe ")
+    together = guide.extend(guide.start(), tokens)
+    for token, place in zip(tokens, together, strict=True):
+        (alone,) = guide.extend(guide.start(), [token])
+        np.testing.assert_allclose(place.costs, alone.costs)
+
+
+class Biased:
+    """A network that likes one text by half: each next byte has 4 nats more than any other, whatever came before."""
+
+    def __init__(self, text: str, end: float = -4.0) -> None:
+        self.likes, self.end = [*TOKENIZER.encode(text), END], end
+
+    def prefill(self, input_ids, audio_mask, audio):
+        self.steps = 0
+        return object(), self._row(0)
+
+    def decode_beams(self, cache, input_ids, parents):
+        self.steps += 1
+        return np.stack([self._row(self.steps) for _ in input_ids])
+
+    def _row(self, step):
+        row = np.zeros(max(END, 255) + 1, np.float32)
+        row[END] = self.end
+        row[self.likes[min(step, len(self.likes) - 1)]] = 4.0
+        return row
+
+
+def search(backend, heard, n_beams=4, max_new_tokens=60, cancelled=lambda: False):
+    logprobs = letter_head(heard)
+    inputs = Inputs(np.zeros(3, np.int64), np.zeros(3, bool), np.zeros(3, bool), ())
+    audio = AudioEmbeds(np.zeros((0, 1)), np.zeros((0, 0, 1)), logprobs)
+    guide, draft = LetterGuide(logprobs, LETTERS, TOKENIZER), LetterDraft(logprobs, LETTERS, TOKENIZER)
+    return list(beam_search(backend, TOKENIZER, inputs, audio, guide, draft, n_beams, max_new_tokens, cancelled))
+
+
+def test_language_model_and_letters_both_have_a_say():
+    text, reason, usage = collect(search(Biased("a bad cab."), "a bab cab"))
+    assert text == "a bad cab." and reason == "stop"
+    assert usage.completion_tokens == len("a bad cab.") + 1
+
+
+def test_letters_that_are_left_keep_a_text_from_ending():
+    text, reason, _ = collect(search(Biased("a bad cab", end=4.5), "a bad cab"))
+    assert text == "a bad cab" and reason == "stop"
+
+
+def test_limit_and_cancel_end_the_search_with_what_there_is():
+    text, reason, _ = collect(search(Biased("a bad cab"), "a bad cab", max_new_tokens=4))
+    assert (text, reason) == ("a ba", "length")
+    calls = itertools.count()
+    text, reason, _ = collect(search(Biased("a bad cab"), "a bad cab", cancelled=lambda: next(calls) == 3))
+    assert reason == "cancelled" and "a bad cab".startswith(text)
+
+
+@pytest.mark.parametrize("kind", ["openvino", "torch"])
+def test_rows_of_a_beam_equal_conversations_of_their_own(moss_tiny, golden, kind):
+    pytest.importorskip(kind)
+    backend = load_backend(moss_tiny, kind, "cpu", "float32")
+    ids = golden["short.input_ids"]
+    audio = backend.encode_audio([golden["short.mel0"]])
+    cache, _ = backend.prefill(ids, ids == 300, audio)
+    backend.decode_beams(cache, np.array([5, 6, 7]), np.array([0, 0, 0]))
+    second = backend.decode_beams(cache, np.array([8, 9]), np.array([2, 0]))
+    third = backend.decode_beams(cache, np.array([10, 11, 12]), np.array([1, 1, 0]))
+    for row, tokens in [(second[0], [7, 8]), (second[1], [5, 9]), (third[0], [5, 9, 10]), (third[2], [7, 8, 12])]:
+        alone, _ = backend.prefill(ids, ids == 300, audio)
+        np.testing.assert_allclose(row, backend.decode(alone, np.array(tokens))[-1], atol=1e-4)
