@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import moss_audio
 from moss_audio.errors import MossAudioError, PromptError
+from moss_audio.prompts import TRANSCRIPT_BEAMS
 from moss_audio.transcript import WRITERS, Segment
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     output.add_argument("--format", choices=list(WRITERS), default="txt", help="form of the output (default: txt)")
     _add_output(output, "print a JSON object a line: file, text, segments, finish_reason, usage")
     _add_model(command)
+    beams_help = f"texts weighed at a time; 1 is fastest (default: {TRANSCRIPT_BEAMS})"
+    command.add_argument("--beams", type=int, metavar="N", help=beams_help)
     command.set_defaults(command=_transcribe)
 
     command = commands.add_parser(
@@ -184,8 +187,13 @@ def _models(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _params(args: argparse.Namespace, parser: argparse.ArgumentParser) -> SamplingParams:
+    n_beams = getattr(args, "beams", 1)
     try:
-        return moss_audio.SamplingParams(temperature=args.temperature, max_new_tokens=args.max_new_tokens)
+        return moss_audio.SamplingParams(
+            temperature=args.temperature,
+            max_new_tokens=args.max_new_tokens,
+            n_beams=TRANSCRIPT_BEAMS if n_beams is None else n_beams,
+        )
     except PromptError as error:
         parser.error(str(error))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 TRANSCRIBE = "Transcribe the audio."
+TRANSCRIPT_BEAMS = 4
+"""Texts that a transcript weighs at a time unless told otherwise."""
+
 DESCRIBE = "Describe this audio."
 
 SPELLED = "{question}\nSpelled: {letters}"

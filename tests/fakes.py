@@ -91,6 +91,12 @@ class FakeBackend:
         assert cache.length <= self.config.decoder.max_positions
         return np.stack(rows)
 
+    def decode_beams(self, cache: FakeCache, input_ids: np.ndarray, parents: np.ndarray) -> np.ndarray:
+        self.passes += 1
+        rows = getattr(cache, "rows", [[]])
+        cache.rows = [[*rows[parent], token] for parent, token in zip(parents, input_ids.tolist(), strict=True)]
+        return np.stack([self.score(row) for row in cache.rows])
+
     def rewind(self, cache: FakeCache, length: int) -> None:
         assert 0 <= length <= cache.length
         del cache.ids[length:]

@@ -48,7 +48,7 @@ def test_nothing_is_written_where_nobody_speaks(samples, letters):
 
 def test_a_loop_is_cut_and_reported():
     said = "So it goes. " + "and on " * 100
-    transcript = model(scripted(said), "so it goes").transcribe(NOISE)
+    transcript = model(scripted(said), "so it goes").transcribe(NOISE, params=SamplingParams())
     assert transcript.text == "So it goes. and on"
     assert transcript.finish_reason == "length"
     assert transcript.usage.completion_tokens < 60
@@ -87,7 +87,7 @@ def test_long_recordings_are_cut_at_pauses_and_lose_nothing():
 
 def test_long_transcripts_have_absolute_times_and_summed_usage():
     engine = model(scripted("One.", "", "Three."), "one")
-    transcript = engine.transcribe(speech_with_pauses(70, [21.0, 45.0]))
+    transcript = engine.transcribe(speech_with_pauses(70, [21.0, 45.0]), params=SamplingParams())
     assert transcript.text == "One. Three."
     assert [s.start > expected for s, expected in zip(transcript.segments, (0, 45), strict=True)] == [True, True]
     assert transcript.usage.audio_seconds == pytest.approx(70, abs=0.1) and transcript.usage.completion_tokens == 13
@@ -96,7 +96,7 @@ def test_long_transcripts_have_absolute_times_and_summed_usage():
 
 def test_stream_of_a_long_recording_is_its_transcript():
     samples = speech_with_pauses(70, [21.0, 45.0])
-    events = list(model(scripted(" One. ", "", " Three."), "one").stream(samples))
+    events = list(model(scripted(" One. ", "", " Three."), "one").stream(samples, params=SamplingParams()))
     assert "".join(event.text for event in events) == "One.  Three."
     assert [event.finish_reason for event in events if event.finish_reason] == ["stop"]
     assert events[-1].usage.audio_seconds == pytest.approx(70, abs=0.1)
@@ -105,7 +105,7 @@ def test_stream_of_a_long_recording_is_its_transcript():
 def test_cancelling_ends_a_long_transcript_with_what_was_said():
     engine = model(scripted("One.", "Two.", "Three."), "one")
     samples = speech_with_pauses(70, [21.0, 45.0])
-    transcript = engine.transcribe(samples, cancelled=lambda: engine.backend.encoded >= 2)
+    transcript = engine.transcribe(samples, params=SamplingParams(), cancelled=lambda: engine.backend.encoded >= 2)
     assert (transcript.text, transcript.finish_reason) == ("One.", "cancelled")
     assert engine.backend.encoded == 2
 

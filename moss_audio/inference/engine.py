@@ -18,12 +18,16 @@ from moss_audio.inference.longform import windows
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.inference.transcription import Heard, hear, listen, locate, read, write
 from moss_audio.processor import Processor
+from moss_audio.prompts import TRANSCRIPT_BEAMS
 from moss_audio.runtime.backend import Backend
 from moss_audio.runtime.select import Kind, load_backend
 from moss_audio.transcript import Segment
 
 AudioSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray
 """A path, the bytes of a file, an open binary file, or `samples [n]` float32 mono at 16 kHz."""
+
+TRANSCRIPT_PARAMS = SamplingParams(n_beams=TRANSCRIPT_BEAMS)
+"""How a transcript is written where the caller does not say; greedy decoding is `SamplingParams()`."""
 
 _THINKING = re.compile(r"\s*<think>(.*?)(?:</think>(.*)|$)", re.DOTALL)
 
@@ -89,7 +93,7 @@ class MossAudio:
         texts: list[str] = []
         segments: list[Segment] = []
         usage, reasons = Usage(), set[FinishReason]()
-        for heard, events in self._windows(samples, params or SamplingParams(), cancelled or _never):
+        for heard, events in self._windows(samples, params or TRANSCRIPT_PARAMS, cancelled or _never):
             text, reason, cost = read(self.tokenizer, events)
             texts.append(text)
             segments += locate(text, heard, self.backend.config.audio.letters)
@@ -131,7 +135,7 @@ class MossAudio:
         clips = _clips(audio)
         if len(clips) != 1:
             raise PromptError(f"a transcript is of one recording, not of {len(clips)}; ask for each by itself")
-        return self._transcript(clips[0], params or SamplingParams(), cancelled or _never)
+        return self._transcript(clips[0], params or TRANSCRIPT_PARAMS, cancelled or _never)
 
     def _answer(
         self,
