@@ -24,6 +24,9 @@ FLOOR = -6.0
 INSERTION = 4.0
 """Cost in nats of a letter that has no slot, about what the head makes of a letter that it misses."""
 
+UNSPOKEN = " .,;:?!-\"'"
+"""Characters that may be written without having been heard. All others that the head cannot spell cost an insertion."""
+
 BLANK_ENOUGH = 0.9
 """Frames with more blank than this are no slot."""
 
@@ -42,7 +45,9 @@ class LetterGuide:
     def __init__(self, logprobs: np.ndarray, letters: str, tokenizer: Tokenizer) -> None:
         """`logprobs [E, L]`, blank first; `letters` are its outputs from 1 on."""
         slots = np.maximum(_slots(logprobs), FLOOR)
-        self._take, self._pass = -slots, np.concatenate([[0.0], np.cumsum(-slots[:, 0])])
+        foreign = np.full((len(slots), 1), np.inf)
+        self._take = np.concatenate([-slots, foreign], axis=1)
+        self._pass = np.concatenate([[0.0], np.cumsum(-slots[:, 0])])
         self._letters, self._tokenizer = letters, tokenizer
         self._spell = cache(self._token_letters)
 
@@ -63,11 +68,12 @@ class LetterGuide:
         return [Place(row, place.started or bool(ids)) for row, ids in zip(costs, spelled, strict=True)]
 
     def _token_letters(self, token: int, started: bool) -> tuple[int, ...]:
-        """The head's outputs that spell a token; the space before the first word is not said."""
+        """The head's outputs that spell a token, -1 for what it cannot; the space before the first word is not said."""
         if self._tokenizer.is_special(token):
             return ()
-        text = self._tokenizer.token_bytes(token).decode("utf-8", "ignore").lower().replace("\u2019", "'")
-        return tuple(self._letters.index(c) + 1 for c in (text if started else text.lstrip()) if c in self._letters)
+        text = self._tokenizer.token_bytes(token).decode("latin-1").lower()
+        spoken = [c for c in (text if started else text.lstrip()) if c in self._letters or c not in UNSPOKEN]
+        return tuple(self._letters.index(c) + 1 if c in self._letters else -1 for c in spoken)
 
 
 def _slots(logprobs: np.ndarray) -> np.ndarray:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 LETTERS_WEIGHT = 0.5
 """What a nat of the letters counts beside a nat of the language model."""
 
+PROGRESS = 0.7
+"""What a slot of the letters that is behind a text is worth, in nats: about what it costs the language model to write a
+letter. Without this future cost, texts that loop on cheap tokens outlive those that dare to go on."""
+
 CANDIDATES = 16
 """Tokens that the language model may propose after each text; the letters' own next token comes on top."""
 
@@ -46,8 +50,9 @@ def beam_search(
 ) -> Iterator[TokenEvent]:
     """Stream the best text of a window: a token is out as soon as all texts under way agree on it.
 
-    The score of a text is the sum of its log-probabilities less `LETTERS_WEIGHT` times the cheapest way through the
-    letters; ending costs what is left of them. Events are those of `generate`.
+    The score of a text is the sum of its log-probabilities, less `LETTERS_WEIGHT` times the cheapest way through the
+    letters, plus `PROGRESS` for every slot that is behind it; ending costs what is left of the letters. Events are those
+    of `generate`.
     """
     ends, text, shown = stop_ids(tokenizer), tokenizer.stream(), 0
     cache, logits = backend.prefill(inputs.input_ids, inputs.audio_mask, audio)
@@ -98,7 +103,8 @@ def _extend(
     said = sum(beam.logprobs)
     for token, place in zip(tokens, guide.extend(beam.place, tokens), strict=True):
         cost = float(place.costs[-1] if token in ends else place.costs.min())
-        score = said + float(logprobs[token]) - LETTERS_WEIGHT * cost
+        behind = len(place.costs) - 1 if token in ends else int(place.costs.argmin())
+        score = said + float(logprobs[token]) - LETTERS_WEIGHT * cost + PROGRESS * behind
         yield Hypothesis((*beam.tokens, token), (*beam.logprobs, float(logprobs[token])), place, score)
 
 
