@@ -51,7 +51,7 @@ def beam_search(
     """Stream the best text of a window: a token is out as soon as all texts under way agree on it.
 
     The score of a text is the sum of its log-probabilities, less `LETTERS_WEIGHT` times the cheapest way through the
-    letters, plus `PROGRESS` for every slot that is behind it; ending costs what is left of the letters. Events are those
+    letters, plus `PROGRESS` for every slot behind it; ending costs what is left of the letters. Events are those
     of `generate`.
     """
     ends, text, shown = stop_ids(tokenizer), tokenizer.stream(), 0
