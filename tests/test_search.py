@@ -6,9 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-from fakes import ByteTokenizer, letter_head
+from fakes import ByteTokenizer, FakeBackend, letter_head, uniform
 
 from moss_audio.config import LETTERS
+from moss_audio.errors import BackendError, PromptError
 from moss_audio.inference.generate import collect, stop_ids
 from moss_audio.inference.guide import LetterGuide
 from moss_audio.inference.letters import LetterDraft
@@ -49,8 +50,9 @@ def test_several_tokens_cost_what_each_costs_alone():
 class Biased:
     """A network that likes one text by half: each next byte has 4 nats more than any other, whatever came before."""
 
-    def __init__(self, text: str, end: float = -4.0) -> None:
+    def __init__(self, text: str, end: float = -4.0, max_positions: int = 4096) -> None:
         self.likes, self.end = [*TOKENIZER.encode(text), END], end
+        self.config = FakeBackend(uniform, max_positions).config
 
     def prefill(self, input_ids, audio_mask, audio):
         self.steps = 0
@@ -92,6 +94,15 @@ def test_limit_and_cancel_end_the_search_with_what_there_is():
     calls = itertools.count()
     text, reason, _ = collect(search(Biased("a bad cab"), "a bad cab", cancelled=lambda: next(calls) == 3))
     assert reason == "cancelled" and "a bad cab".startswith(text)
+
+
+def test_a_prompt_without_room_and_numbers_that_are_none_are_errors():
+    with pytest.raises(PromptError, match="context holds 3"):
+        search(Biased("a", max_positions=3), "a")
+    with pytest.raises(BackendError, match="not numbers"):
+        search(Biased("a", end=float("nan")), "a")
+    text, reason, _ = collect(search(Biased("a bad cab", max_positions=7), "a bad cab"))
+    assert (text, reason) == ("a ba", "length")
 
 
 @pytest.mark.parametrize("kind", ["openvino", "torch"])

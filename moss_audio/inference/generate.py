@@ -88,13 +88,7 @@ def generate(
     Raises `PromptError`, before any work, when the prompt leaves no room for an answer. A `max_new_tokens` beyond the
     room is cut to it, and the answer then ends with `length`.
     """
-    limit, n_prompt = backend.config.decoder.max_positions, len(inputs.input_ids)
-    if n_prompt >= limit:
-        raise PromptError(
-            f"the prompt has {n_prompt} tokens and the context holds {limit} with the answer; "
-            "use shorter or fewer recordings"
-        )
-    budget = min(params.max_new_tokens, limit - n_prompt)
+    budget = min(params.max_new_tokens, room(backend, inputs))
     return _events(backend, tokenizer, inputs, params, budget, audio, draft, cancelled or (lambda: False))
 
 
@@ -152,8 +146,7 @@ def _tokens(
         accepted = 0
         for row in rows:
             token, logprob = sampler.pick(row, emitted)
-            if not np.isfinite(logprob):
-                raise BackendError("the network returned logits that are not numbers; try precision='float32'")
+            check_finite(logprob)
             emitted.append(token)
             yield token, logprob
             if accepted == len(proposal) or token != proposal[accepted]:
@@ -164,6 +157,23 @@ def _tokens(
         if draft is not None and params.temperature == 0:
             proposal = draft(emitted)[: budget - len(emitted) - 1]
         rows = backend.decode(cache, np.array([emitted[-1], *proposal], dtype=np.int64))
+
+
+def room(backend: Backend, inputs: Inputs) -> int:
+    """Tokens of answer that the context holds behind a prompt; raises `PromptError` where there are none."""
+    limit, n_prompt = backend.config.decoder.max_positions, len(inputs.input_ids)
+    if n_prompt >= limit:
+        raise PromptError(
+            f"the prompt has {n_prompt} tokens and the context holds {limit} with the answer; "
+            "use shorter or fewer recordings"
+        )
+    return limit - n_prompt
+
+
+def check_finite(value: float) -> None:
+    """Raise `BackendError` where the network's numbers are none."""
+    if not np.isfinite(value):
+        raise BackendError("the network returned logits that are not numbers; try precision='float32'")
 
 
 def count_usage(inputs: Inputs, completion_tokens: int) -> Usage:

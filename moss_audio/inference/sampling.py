@@ -17,8 +17,12 @@ class SamplingParams:
 
     `temperature` 0 is greedy and ignores `top_k`, `top_p` and `seed`; `top_k` 0 and `top_p` 1 keep every token.
     `repetition_penalty` above 1 makes tokens that the answer already holds less likely. `stop` strings end the answer
-    and are not part of it. `n_beams` above 1 searches that many texts at a time in a transcript, where the
-    checkpoint has a letter head and `temperature` is 0. Raises `PromptError` naming the value and its range.
+    and are not part of it.
+
+    `n_beams` above 1 searches that many texts at a time in a transcript, where the checkpoint has a letter head,
+    `temperature` is 0, and there is neither a penalty nor a stop string.
+
+    Raises `PromptError` naming the value and its range.
     """
 
     temperature: float = 0.0

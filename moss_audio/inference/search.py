@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moss_audio.inference.generate import Draft, FinishReason, TokenEvent, count_usage, stop_ids
+from moss_audio.inference.generate import Draft, FinishReason, TokenEvent, check_finite, count_usage, room, stop_ids
 from moss_audio.inference.guide import LetterGuide, Place
 from moss_audio.runtime.backend import AudioEmbeds, Backend
 
@@ -54,12 +54,13 @@ def beam_search(
     letters, plus `PROGRESS` for every slot behind it; ending costs what is left of the letters. Events are those
     of `generate`.
     """
+    budget = min(max_new_tokens, room(backend, inputs))
     ends, text, shown = stop_ids(tokenizer), tokenizer.stream(), 0
     cache, logits = backend.prefill(inputs.input_ids, inputs.audio_mask, audio)
     beams, rows = [Hypothesis((), (), guide.start(), 0.0)], logits[None]
     finished: list[Hypothesis] = []
     reason: FinishReason = "length"
-    for _ in range(max_new_tokens):
+    for _ in range(budget):
         if cancelled():
             reason = "cancelled"
             break
@@ -97,6 +98,7 @@ def _extend(
 ) -> Iterator[Hypothesis]:
     """The texts one token longer that are worth a thought."""
     peak = float(logits.max())
+    check_finite(peak)
     logprobs = logits - peak - np.log(np.exp(logits - peak).sum())
     likely = np.argpartition(logprobs, -CANDIDATES)[-CANDIDATES:].tolist()
     tokens = list(dict.fromkeys([*likely, *draft(list(beam.tokens))[:1]]))

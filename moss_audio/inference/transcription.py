@@ -84,7 +84,8 @@ def write(
     draft = LetterDraft(logprobs, letters, tokenizer) if logprobs is not None else None
     most = SPARE_TOKENS + int(TOKENS_PER_SECOND * heard.duration)
     params = replace(params, max_new_tokens=min(params.max_new_tokens, most))
-    if logprobs is not None and draft is not None and params.n_beams > 1 and params.temperature == 0:
+    searches = params.n_beams > 1 and params.temperature == 0 and not params.stop and params.repetition_penalty == 1.0
+    if logprobs is not None and draft is not None and searches:
         inputs, audio = heard.prompt.inputs, heard.prompt.audio
         guide, n_beams, n_tokens = LetterGuide(logprobs, letters, tokenizer), params.n_beams, params.max_new_tokens
         yield from beam_search(backend, tokenizer, inputs, audio, guide, draft, n_beams, n_tokens, cancelled)

@@ -26,6 +26,9 @@ ACTIVATIONS = ("float32", "bfloat16")
 PREFILL_TOKENS = 512
 """Prompt tokens read at once: bounds the activations and the mask of a prompt of tens of minutes."""
 
+FIRST_ROW = np.zeros(1, np.int64)
+"""What a conversation of one row goes on from."""
+
 IDLE_REQUESTS = 4
 """Released conversations whose buffers are kept for the next ones."""
 
@@ -126,28 +129,16 @@ class OpenVINOBackend:
         for start in range(0, len(input_ids), PREFILL_TOKENS):
             span = slice(start, start + PREFILL_TOKENS)
             frames = slice(heard, heard := heard + int(np.count_nonzero(audio_mask[span])))
-            logits = self._run(cache, input_ids[span], 1, self._place(audio, frames, audio_mask[span]))
-        return cache, logits[0]
+            logits = self._run(cache, input_ids[None, span], 1, self._place(audio, frames, audio_mask[span]), FIRST_ROW)
+        return cache, logits[0, 0]
 
     def decode(self, cache: Cache, input_ids: np.ndarray) -> np.ndarray:
         """Append `input_ids [n]` to the conversation and return their logits `[n, vocab]` float32."""
-        return self._run(_own(cache), input_ids, len(input_ids), self._no_audio)
+        return self._run(_own(cache), input_ids[None], len(input_ids), self._no_audio, FIRST_ROW)[0]
 
     def decode_beams(self, cache: Cache, input_ids: np.ndarray, parents: np.ndarray) -> np.ndarray:
         """Go on in n rows, `input_ids [n]`, row i behind row `parents[i]` of the call before; logits `[n, vocab]`."""
-        own, n = _own(cache), len(input_ids)
-        cos, sin = self._positions(own.length, 1)
-        inputs = {
-            "input_ids": np.asarray(input_ids, np.int64)[:, None],
-            "audio": self._no_audio[0],
-            "is_text": self._no_audio[1],
-            "cos": np.repeat(cos, n, axis=0),
-            "sin": np.repeat(sin, n, axis=0),
-            "mask": np.repeat(own.grow(1), n, axis=0),
-            "beam_idx": np.asarray(parents, np.int32),
-            "n_logits": np.array([1]),
-        }
-        return np.array(own.request.infer(inputs, share_inputs=True)["logits"][:, 0])
+        return self._run(_own(cache), input_ids[:, None], 1, self._no_audio, parents)[:, 0]
 
     def rewind(self, cache: Cache, length: int) -> None:
         """Forget every position from `length` on, so that a rejected draft leaves no trace."""
@@ -180,22 +171,27 @@ class OpenVINOBackend:
         return cos, sin
 
     def _run(
-        self, cache: OpenVINOCache, input_ids: np.ndarray, n_logits: int, audio: tuple[np.ndarray, np.ndarray]
+        self,
+        cache: OpenVINOCache,
+        input_ids: np.ndarray,
+        n_logits: int,
+        audio: tuple[np.ndarray, np.ndarray],
+        parents: np.ndarray,
     ) -> np.ndarray:
-        """Append tokens to a conversation; returns the logits of the last `n_logits`."""
-        n = len(input_ids)
+        """Append `input_ids [B, T]` behind the rows `parents [B]`; returns the last logits `[B, n_logits, vocab]`."""
+        n_rows, n = input_ids.shape
         cos, sin = self._positions(cache.length, n)
         inputs = {
-            "input_ids": np.asarray(input_ids, np.int64)[None],
+            "input_ids": np.asarray(input_ids, np.int64),
             "audio": audio[0],
             "is_text": audio[1],
-            "cos": cos,
-            "sin": sin,
-            "mask": cache.grow(n),
-            "beam_idx": np.zeros(1, np.int32),
+            "cos": np.repeat(cos, n_rows, axis=0),
+            "sin": np.repeat(sin, n_rows, axis=0),
+            "mask": np.repeat(cache.grow(n), n_rows, axis=0),
+            "beam_idx": np.asarray(parents, np.int32),
             "n_logits": np.array([n_logits]),
         }
-        return np.asarray(cache.request.infer(inputs, share_inputs=True)["logits"][0])
+        return np.array(cache.request.infer(inputs, share_inputs=True)["logits"])
 
 
 @functools.cache
