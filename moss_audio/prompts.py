@@ -1,4 +1,8 @@
-"""The instructions that the released models were evaluated with, as data. Knows no tokens."""
+"""The instructions that models are asked with, as data: those the released models were evaluated with, and the Mini's.
+
+Training renders them too (`data.wording` adds other wordings), so that a task is asked as it was
+learned. Knows no tokens.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +34,27 @@ TRANSCRIBE_TIMED = (
     "as in [0.00]text[1.50]."
 )
 """Answered in the form that `transcript.parse_timestamped` reads."""
+
+EVENTS = "List the sound events with their start and end times."
+"""Answered `[0.4]dog barking[1.2][3.0]siren[5.5]`, in order of start, or `NOTHING`."""
+
+NOTHING = "Nothing is audible."
+"""The answer to a question about sounds where there are none."""
+
+MUSIC_FIELDS = ("instruments", "tempo", "bpm", "key", "metre", "style", "mood")
+"""What is said of music: `tempo` is slow, moderate or fast; `bpm` a whole number; `key` such as `D major`."""
+
+DESCRIBE_MUSIC = f"Describe the music as a JSON object with the keys {', '.join(MUSIC_FIELDS)}."
+
+EMOTIONS = ("neutral", "happy", "sad", "angry", "afraid", "bored", "disgusted")
+
+EMOTION = f"What emotion does the speaker show? Answer with one word: {', '.join(EMOTIONS)}."
+
+SUMMARIZE = "Summarize what is said in one sentence."
+
+NARRATE = "Say what is around me, briefly, the most urgent first."
+
+CONVERSE_FIELDS = ("intent", "details", "mood", "background", "urgency")
+"""What is said of a caller: what is wanted, its particulars, how the caller feels, what sounds behind, how urgent."""
+
+CONVERSE = f"Describe the caller's request as a JSON object with the keys {', '.join(CONVERSE_FIELDS)}."
