@@ -27,6 +27,8 @@ STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 FinishReason = Literal["stop", "length", "cancelled"]
 Draft = Callable[[list[int]], list[int]]
 """Given the answer's tokens so far, a guess at the next ones, of any length."""
+Allowed = Callable[[list[int]], np.ndarray | None]
+"""Given the answer's tokens so far, which may come next, `[vocab]` bool, or None for all; `grammar_tokens` has one."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +79,21 @@ def generate(
     *,
     audio: AudioEmbeds | None = None,
     draft: Draft | None = None,
+    allowed: Allowed | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Iterator[TokenEvent]:
     """Answer one prompt.
 
     `audio` saves encoding the clips again where the caller has done it. With greedy decoding `draft` proposes tokens
     that one pass of the network verifies together: the answer is the one without a draft, only sooner
-    (arXiv 2211.17192, for temperature 0). `cancelled` is asked before every token.
+    (arXiv 2211.17192, for temperature 0). `allowed` limits every token, and log-probabilities are then those among what
+    it allows. `cancelled` is asked before every token.
 
     Raises `PromptError`, before any work, when the prompt leaves no room for an answer. A `max_new_tokens` beyond the
     room is cut to it, and the answer then ends with `length`.
     """
     budget = min(params.max_new_tokens, room(backend, inputs))
-    return _events(backend, tokenizer, inputs, params, budget, audio, draft, cancelled or (lambda: False))
+    return _events(backend, tokenizer, inputs, params, budget, audio, draft, allowed, cancelled or (lambda: False))
 
 
 def _events(
@@ -100,6 +104,7 @@ def _events(
     budget: int,
     audio: AudioEmbeds | None,
     draft: Draft | None,
+    allowed: Allowed | None,
     cancelled: Callable[[], bool],
 ) -> Iterator[TokenEvent]:
     count, text = 0, _StopText(params.stop)
@@ -113,7 +118,7 @@ def _events(
         return
     if audio is None and inputs.mels:
         audio = backend.encode_audio(inputs.mels)
-    for token, logprob in _tokens(backend, inputs, params, budget, audio, draft):
+    for token, logprob in _tokens(backend, inputs, params, budget, audio, draft, allowed):
         count += 1
         if token in ends:
             yield last(text.push(decoded.finish()) + text.flush(), "stop", token, logprob)
@@ -137,6 +142,7 @@ def _tokens(
     budget: int,
     audio: AudioEmbeds | None,
     draft: Draft | None,
+    allowed: Allowed | None,
 ) -> Iterator[tuple[int, float]]:
     """The model's own tokens without end, with their log-probabilities; the caller decides when to stop."""
     sampler, emitted, proposal = Sampler(params), list[int](), list[int]()
@@ -145,7 +151,8 @@ def _tokens(
     while True:
         accepted = 0
         for row in rows:
-            token, logprob = sampler.pick(row, emitted)
+            mask = allowed(emitted) if allowed is not None else None
+            token, logprob = sampler.pick(row if mask is None else np.where(mask, row, -np.inf), emitted)
             check_finite(logprob)
             emitted.append(token)
             yield token, logprob
