@@ -13,6 +13,7 @@ import re
 import struct
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO, cast
@@ -43,7 +44,7 @@ _MAX_AMPLITUDE = 1e6
 
 @dataclass(frozen=True)
 class Limits:
-    """What a recording may cost, checked while it is decoded. Decoded audio takes 230 MB of memory an hour."""
+    """What a recording may cost, checked while it is decoded. A whole decoded hour takes 230 MB of memory."""
 
     max_seconds: float = 4 * 3600.0
     """Decoded duration."""
@@ -60,8 +61,28 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """An open recording. `seconds` is the duration that the file declares, or None where it declares none.
+
+    `blocks` are its `samples [n]`, float32 mono at 16 kHz, decoded as they are asked for, once.
+    """
+
+    seconds: float | None
+    blocks: Iterator[np.ndarray]
+
+
 def load_audio(source: str | os.PathLike[str] | bytes | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
-    """Decode a recording to `samples [n]`, float32 mono at 16 kHz.
+    """Decode a recording to `samples [n]`, float32 mono at 16 kHz: the blocks of `open_audio`, and its errors."""
+    with open_audio(source, limits) as recording:
+        return np.concatenate(list(recording.blocks))
+
+
+@contextmanager
+def open_audio(
+    source: str | os.PathLike[str] | bytes | BinaryIO, limits: Limits = DEFAULT_LIMITS
+) -> Iterator[Recording]:
+    """Decode a recording block by block, in memory that does not grow with its length.
 
     `source` is a local path (never a URL), the bytes of a file, or a binary file object, read from its beginning and
     left open. Reads WAV, FLAC, MP3, Ogg (Opus, Vorbis), M4A/AAC, WebM, and the best audio track of MP4 and MKV.
@@ -70,27 +91,28 @@ def load_audio(source: str | os.PathLike[str] | bytes | BinaryIO, limits: Limits
     Damaged packets are skipped. A file that decodes to less than 90 % of the duration it declares counts as cut off;
     Ogg, ADTS and streamed WAV declare none, so what is there is returned.
 
-    Raises `UnsupportedAudioError` (not media, or no audio track), `CorruptAudioError` (empty, cut off, damaged, or with
-    samples that are no numbers), `AudioLimitError`, and Python's own `OSError`s, such as `FileNotFoundError`, for a
-    path that cannot be read.
+    Raises, some of it only when the last block is asked for, `UnsupportedAudioError` (not media, or no audio track),
+    `CorruptAudioError` (empty, cut off, damaged, or with samples that are no numbers), `AudioLimitError`, and Python's
+    own `OSError`s, such as `FileNotFoundError`, for a path that cannot be read.
     """
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _load(io.BytesIO(source), f"the {len(source)} bytes given", limits)
-    if isinstance(source, str | os.PathLike):
-        if os.path.isdir(source):
-            raise UnsupportedAudioError(f"{os.fspath(source)} is a folder; give a file in it")
-        with open(source, "rb") as file:
-            return load_audio(file, limits)
-    if not hasattr(source, "read") or isinstance(source, io.TextIOBase):
-        raise TypeError(f"audio source is {type(source).__name__}; valid: a path, bytes, a binary file object")
-    name = str(getattr(source, "name", "the audio stream"))
-    if source.seekable():
-        return _load(source, name, limits)
-    with tempfile.SpooledTemporaryFile(max_size=64 << 20) as spool:
-        while block := source.read(1 << 20):
-            spool.write(block)
-            _check_size(spool.tell(), name, limits)
-        return _load(cast(BinaryIO, spool), name, limits)
+    with ExitStack() as stack:
+        if isinstance(source, bytes | bytearray | memoryview):
+            file, name = cast(BinaryIO, io.BytesIO(source)), f"the {len(source)} bytes given"
+        elif isinstance(source, str | os.PathLike):
+            name = os.fspath(source)
+            if os.path.isdir(source):
+                raise UnsupportedAudioError(f"{name} is a folder; give a file in it")
+            file = stack.enter_context(open(source, "rb"))
+        elif not hasattr(source, "read") or isinstance(source, io.TextIOBase):
+            raise TypeError(f"audio source is {type(source).__name__}; valid: a path, bytes, a binary file object")
+        else:
+            file, name = source, str(getattr(source, "name", "the audio stream"))
+            if not source.seekable():
+                file = cast(BinaryIO, stack.enter_context(tempfile.SpooledTemporaryFile(max_size=64 << 20)))
+                while block := source.read(1 << 20):
+                    file.write(block)
+                    _check_size(file.tell(), name, limits)
+        yield stack.enter_context(_open(file, name, limits))
 
 
 def log_mel(samples: np.ndarray, n_mels: int) -> np.ndarray:
@@ -157,7 +179,8 @@ def audio_frames(n_mel_frames: int) -> int:
     return -(-n_mel_frames // 8)
 
 
-def _load(file: BinaryIO, name: str, limits: Limits) -> np.ndarray:
+@contextmanager
+def _open(file: BinaryIO, name: str, limits: Limits) -> Iterator[Recording]:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise CorruptAudioError(f"{name} is empty; give a recording")
@@ -173,7 +196,13 @@ def _load(file: BinaryIO, name: str, limits: Limits) -> np.ndarray:
             container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
             metadata_errors="replace",
         ) as container:
-            return _decode(container, size, name, limits)
+            stream = container.streams.best("audio")
+            if not isinstance(stream, AudioStream):
+                kinds = ", ".join(sorted({other.type for other in container.streams}))
+                raise UnsupportedAudioError(f"{name} has no audio track, only {kinds or 'a header'}")
+            seconds = _declared_seconds(container, stream, size)
+            blocks = _resampled(_mono_blocks(container, stream, name, limits))
+            yield Recording(seconds, _complete(blocks, seconds, name))
     except av.error.FFmpegError as error:
         if head.startswith(_MAGIC) or head[4:8] == b"ftyp":
             raise CorruptAudioError(f"{name} is cut off or damaged: FFmpeg says {error.strerror!r}") from error
@@ -207,19 +236,17 @@ def _check_wav_length(file: BinaryIO, head: bytes, size: int, name: str) -> None
         file.seek(promised + promised % 2, os.SEEK_CUR)
 
 
-def _decode(container: InputContainer, size: int, name: str, limits: Limits) -> np.ndarray:
-    stream = container.streams.best("audio")
-    if not isinstance(stream, AudioStream):
-        kinds = ", ".join(sorted({other.type for other in container.streams}))
-        raise UnsupportedAudioError(f"{name} has no audio track, only {kinds or 'a header'}")
-    blocks = list(_resampled(_mono_blocks(container, stream, name, limits)))
-    samples = np.concatenate(blocks) if blocks else np.empty(0, dtype=np.float32)
-    if samples.size == 0:
+def _complete(blocks: Iterator[np.ndarray], declared: float | None, name: str) -> Iterator[np.ndarray]:
+    """Pass `blocks` on; at their end, raise `CorruptAudioError` where there were none or far too few."""
+    n_samples = 0
+    for block in blocks:
+        n_samples += block.size
+        yield block
+    if n_samples == 0:
         raise CorruptAudioError(f"{name} has an audio track of which nothing can be decoded; is the file complete?")
-    declared, decoded = _declared_seconds(container, stream, size), samples.size / SAMPLE_RATE
+    decoded = n_samples / SAMPLE_RATE
     if declared is not None and decoded < _MIN_DECODED * declared:
         raise CorruptAudioError(f"{name} is cut off or damaged: {decoded:.2f} s of its {declared:.2f} s can be decoded")
-    return samples
 
 
 def _declared_seconds(container: InputContainer, stream: AudioStream, size: int) -> float | None:
