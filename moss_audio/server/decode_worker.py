@@ -1,0 +1,66 @@
+"""One decoding process: files in on standard input, samples out on standard output, one after the other.
+
+It may crash or be killed without harm to the server, and it can do little: its memory and processor time are limited,
+it may not write files, and what it sends back is numbers and text, never pickled objects.
+
+A job is a line of JSON (`n_bytes`, `max_seconds`, `cpu_seconds`) and the bytes; the reply is a line of JSON
+(`n_samples`, or `error` and `message`) and the samples as float32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from typing import BinaryIO
+
+from moss_audio.audio import Limits, load_audio
+from moss_audio.errors import AudioError, AudioLimitError, CorruptAudioError, UnsupportedAudioError
+
+ERRORS: dict[str, type[AudioError]] = {
+    kind.__name__: kind for kind in (AudioError, UnsupportedAudioError, CorruptAudioError, AudioLimitError)
+}
+"""What a worker may answer instead of samples."""
+
+
+def main(memory_bytes: int) -> None:
+    """Decode jobs until standard input ends."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    jobs, replies = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a codec prints must not end up among the samples
+    while line := jobs.readline():
+        job = json.loads(line)
+        _limit_cpu(job["cpu_seconds"])
+        answer(jobs.read(job["n_bytes"]), job["max_seconds"], replies)
+        replies.flush()
+
+
+def answer(data: bytes, max_seconds: float, replies: BinaryIO) -> None:
+    """Decode one file and write the reply."""
+    try:
+        samples = load_audio(data, Limits(max_seconds=max_seconds))
+    except AudioError as error:
+        _line(replies, error=type(error).__name__, message=str(error))
+    except MemoryError:
+        _line(replies, error="AudioLimitError", message="decoding the recording takes more memory than is allowed")
+    else:
+        _line(replies, n_samples=len(samples))
+        replies.write(samples.astype("<f4", copy=False).data)
+
+
+def _line(replies: BinaryIO, **values: object) -> None:
+    replies.write(json.dumps(values).encode() + b"\n")
+
+
+def _limit_cpu(seconds: float) -> None:
+    """End the process `seconds` of processor time from now; the limit counts from the process's start."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    soft = int(used.ru_utime + used.ru_stime + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
