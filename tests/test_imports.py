@@ -16,7 +16,7 @@ PACKAGE = ROOT / "moss_audio"
 
 LAYERS = (
     {"errors", "config", "messages", "prompts", "shards", "weights"},
-    {"audio", "tokenizer", "transcript"},
+    {"audio", "signal", "tokenizer", "transcript"},
     {"processor", "model"},
     {"checkpoint"},
     {"runtime"},
