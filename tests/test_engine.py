@@ -5,7 +5,7 @@ import pytest
 from fakes import FakeBackend, FakeProcessor, hashed, letter_head, scripted
 
 from moss_audio.errors import PromptError
-from moss_audio.inference.engine import MossAudio, split_reasoning
+from moss_audio.inference.engine import MossAudio, Progress, split_reasoning
 from moss_audio.inference.longform import windows
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.inference.transcription import loop_length
@@ -48,15 +48,81 @@ def test_nothing_is_written_where_nobody_speaks(samples, letters):
 
 def test_a_loop_is_cut_and_reported():
     said = "So it goes. " + "and on " * 100
-    transcript = model(scripted(said), "so it goes").transcribe(NOISE, params=SamplingParams())
+    transcript = model(scripted(*[said] * 4), "so it goes").transcribe(NOISE, params=SamplingParams())
     assert transcript.text == "So it goes. and on"
     assert transcript.finish_reason == "length"
-    assert transcript.usage.completion_tokens < 60
+    assert transcript.usage.completion_tokens < 60 + 3 * 68  # and three more tries
+    assert transcript.usage.audio_seconds == 3.0
+    assert transcript.notes == ("0:00.0–0:03.0: the text repeated itself; the repetitions are cut",)
+
+
+@pytest.mark.parametrize(("letters", "way"), [("so it goes", "4 beams"), (None, "temperature 0.4")])
+def test_a_loop_is_written_again(letters, way):
+    answers = scripted("So it goes. " + "and on " * 100, "So it goes.")
+    transcript = model(answers, letters).transcribe(NOISE, params=SamplingParams())
+    assert (transcript.text, transcript.finish_reason) == ("So it goes.", "stop")
+    assert transcript.notes == (f"0:00.0–0:03.0: the text repeated itself and was written again with {way}",)
+
+
+def test_a_loop_of_sentences_with_times_is_a_loop():
+    said = "".join(f"[{0.3 * i:.2f}]Thank you.[{0.3 * i + 0.2:.2f}]" for i in range(8))
+    noise = np.tile(NOISE, 4)
+    transcript = model(scripted(said, "[0.50]Thank you.[1.00]")).transcribe(noise)
+    assert [(s.start, s.end, s.text) for s in transcript.segments] == [(0.5, 1.0, "Thank you.")]
+    assert transcript.finish_reason == "stop" and "written again" in transcript.notes[0]
+    transcript = model(scripted(said, said, said)).transcribe(noise)
+    assert (transcript.text, transcript.finish_reason) == ("Thank you.", "length")
+
+
+def test_text_cut_by_the_limit_is_marked():
+    transcript = model(scripted("One two three four")).transcribe(NOISE, params=SamplingParams(max_new_tokens=7))
+    assert (transcript.text, transcript.finish_reason) == ("One two", "length")
+    assert transcript.notes == ("0:00.0–0:03.0: the text is cut off after 7 tokens",)
+
+
+def test_a_model_without_letters_tells_times_itself():
+    engine = model(scripted("[0.20]Hello there.[1.30][1.50]How are you?[9.00]"))
+    transcript = engine.transcribe(NOISE)
+    assert [(s.start, s.end, s.text) for s in transcript.segments] == [
+        (0.2, 1.3, "Hello there."), (1.5, 3.0, "How are you?")
+    ]  # fmt: skip
+    assert transcript.text == "Hello there. How are you?"
+    assert all(0.9 < s.confidence < 1 for s in transcript.segments)
+
+
+def test_a_segment_is_as_sure_as_its_tokens():
+    unsure = {ord("b"): 0.5}
+
+    def score(emitted):
+        logits = np.full(260, -np.inf, np.float32)
+        text = b"aa. bb."
+        wanted = text[len(emitted)] if len(emitted) < len(text) else 256
+        p = unsure.get(wanted, 1.0)
+        logits[wanted], logits[ord("?")] = np.log(p), np.log(1 - p + 1e-9) - 1e-3
+        return logits
+
+    transcript = model(score, "aa bb").transcribe(NOISE, params=SamplingParams())
+    sure, less = transcript.segments
+    assert (sure.text, less.text) == ("aa.", "bb.")
+    assert sure.confidence == 1.0 and less.confidence == pytest.approx(0.5 ** (2 / 3), abs=0.001)
+
+
+def test_reasoning_is_no_transcript():
+    assert model(scripted("<think>A voice.</think>[0.0]Hello.[1.0]")).transcribe(NOISE).text == "Hello."
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_where_the_detector_hears_no_voice_nothing_is_encoded(quiet):
+    voice = {True: lambda samples: iter([0.7] * 90), False: lambda samples: iter([0.0] * 50 + [0.9] * 4)}[quiet]
+    backend = FakeBackend(scripted("Hello."))
+    engine = MossAudio(backend, FakeProcessor(), voice)  # type: ignore[arg-type]
+    assert engine.transcribe(NOISE).text == ("" if quiet else "Hello.")
+    assert backend.encoded == (0 if quiet else 1)
 
 
 def test_an_answer_that_outgrows_the_recording_is_ended():
     transcript = model(hashed).transcribe(NOISE)
-    assert transcript.finish_reason == "length" and transcript.usage.completion_tokens <= 32 + 12 * 3
+    assert transcript.finish_reason == "length" and transcript.usage.completion_tokens <= 32 + 2 * 12 * 3
 
 
 @pytest.mark.parametrize(
@@ -80,7 +146,6 @@ def test_long_recordings_are_cut_at_pauses_and_lose_nothing():
     parts = list(windows(samples))
     assert [start for start, _ in parts] == [0.0, pytest.approx(21.2, abs=0.15), pytest.approx(45.2, abs=0.15)]
     np.testing.assert_array_equal(np.concatenate([part for _, part in parts]), samples)
-    assert all(part.base is samples for _, part in parts)  # views, not copies
     assert all(len(part) <= 30 * 16_000 for _, part in windows(speech_with_pauses(300, [])))
     assert len(list(windows(speech_with_pauses(30, [])))) == 1
 
@@ -92,6 +157,33 @@ def test_long_transcripts_have_absolute_times_and_summed_usage():
     assert [s.start > expected for s, expected in zip(transcript.segments, (0, 45), strict=True)] == [True, True]
     assert transcript.usage.audio_seconds == pytest.approx(70, abs=0.1) and transcript.usage.completion_tokens == 13
     assert engine.backend.encoded == 3
+
+
+def test_a_transcript_goes_on_behind_what_is_done():
+    samples = speech_with_pauses(70, [21.0, 45.0])
+    answers = ["[0.5]One.[1.0]", "[0.5]Two.[1.0]", "[0.5]Three.[1.0]"]
+    reports: list[Progress] = []
+    whole = model(scripted(*answers)).transcribe(samples, progress=reports.append)
+    assert [report.windows for report in reports] == [1, 2, 3]
+    assert [report.total for report in reports] == [70.0] * 3 and reports[-1].seconds == 70.0
+    assert reports[0].seconds_left > 0 and reports[-1].seconds_left == 0
+    engine = model(scripted(*answers[2:]))
+    rest = engine.transcribe(samples, done=[report.passage for report in reports[:2]])
+    assert rest == whole and engine.backend.encoded == 1
+    assert whole.segments[2].start == pytest.approx(45.7, abs=0.2)
+
+
+def test_hotwords_are_checked_and_told():
+    engine = model(scripted("Maarten."))
+    heard: list[str] = []
+    encode = engine.processor.encode
+    engine.processor.encode = lambda messages: (heard.append(str(messages)), encode(messages))[1]
+    assert engine.transcribe(NOISE, hotwords=["Maarten", "Zoë  Li", "Maarten"]).text == "Maarten."
+    assert "These names and terms may occur: Maarten, Zoë Li." in heard[0]
+    with pytest.raises(PromptError, match="hotwords need the search; leave temperature 0"):
+        model(scripted("x"), "x").transcribe(NOISE, hotwords=["x"], params=SamplingParams(temperature=0.5))
+    with pytest.raises(PromptError, match="valid: a list of strings"):
+        engine.transcribe(NOISE, hotwords="Maarten")
 
 
 def test_stream_of_a_long_recording_is_its_transcript():

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
 
 import numpy as np
 
-from moss_audio.audio import SAMPLE_RATE, load_audio
+from moss_audio.audio import SAMPLE_RATE, Recording, load_audio, open_audio
 from moss_audio.checkpoint import find_model
-from moss_audio.errors import PromptError
+from moss_audio.errors import AudioError, PromptError
+from moss_audio.inference import hotwords as hot
 from moss_audio.inference.generate import FinishReason, TokenEvent, Usage, collect, generate
+from moss_audio.inference.generate import split_reasoning as split_reasoning
 from moss_audio.inference.longform import windows
+from moss_audio.inference.passages import Passage, compose
 from moss_audio.inference.sampling import SamplingParams
-from moss_audio.inference.transcription import Heard, hear, listen, locate, read, write
+from moss_audio.inference.transcription import Heard, hear, is_search, listen, write
+from moss_audio.inference.voice import Voice, silero
 from moss_audio.processor import Processor
 from moss_audio.prompts import TRANSCRIPT_BEAMS
 from moss_audio.runtime.backend import Backend
@@ -29,12 +34,13 @@ AudioSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray
 TRANSCRIPT_PARAMS = SamplingParams(n_beams=TRANSCRIPT_BEAMS)
 """How a transcript is written where the caller does not say; greedy decoding is `SamplingParams()`."""
 
-_THINKING = re.compile(r"\s*<think>(.*?)(?:</think>(.*)|$)", re.DOTALL)
-
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was said. `duration` is that of the recording in seconds; `text` is empty where nobody speaks."""
+    """What was said. `text` is empty where nobody speaks; `duration` is that of the recording, as far as it was heard.
+
+    `finish_reason` is `stop` only for a text that is whole; `notes` say where and why it is not, and what was repaired.
+    """
 
     text: str
     segments: tuple[Segment, ...]
@@ -42,6 +48,34 @@ class Transcript:
     duration: float
     finish_reason: FinishReason
     usage: Usage
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, passages: Sequence[Passage]) -> Transcript:
+        """The whole of `passages`, which follow one another; without any, nothing was heard before it was cancelled."""
+        return cls(
+            text=" ".join(passage.text for passage in passages if passage.text),
+            segments=tuple(segment for passage in passages for segment in passage.segments),
+            language=None,
+            duration=round(passages[-1].end, 3) if passages else 0.0,
+            finish_reason=_worst({passage.finish_reason for passage in passages} or {"cancelled"}),
+            usage=sum((passage.usage for passage in passages), Usage()),
+            notes=tuple(note for passage in passages for note in passage.notes),
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a transcript is: its last `passage`, the `windows` and `seconds` of the recording that are done.
+
+    `total` is the recording's duration in seconds where it is known, and `seconds_left` how long the rest will take.
+    """
+
+    passage: Passage
+    windows: int
+    seconds: float
+    total: float | None
+    seconds_left: float | None
 
 
 @dataclass(frozen=True)
@@ -69,38 +103,62 @@ def load(
     """
     folder = find_model(os.fspath(model))
     network = load_backend(folder, backend, None if device == "auto" else device, precision)
-    return MossAudio(network, Processor.load(folder, network.config.audio.n_mels))
+    return MossAudio(network, Processor.load(folder, network.config.audio.n_mels), silero)
 
 
 class MossAudio:
-    """A loaded model. Holds weights only: calls share nothing, and each has a cache of its own."""
+    """A loaded model. Holds weights only: calls share nothing, and each has a cache of its own.
 
-    def __init__(self, backend: Backend, processor: Processor) -> None:
-        self.backend, self.processor, self.tokenizer = backend, processor, processor.tokenizer
+    `voice` tells where somebody speaks. Without it, level and letter head alone keep silence silent, and long
+    recordings are cut where they are quietest.
+    """
+
+    def __init__(self, backend: Backend, processor: Processor, voice: Voice | None = None) -> None:
+        self.backend, self.processor, self.tokenizer, self.voice = backend, processor, processor.tokenizer, voice
 
     def transcribe(
         self,
         audio: AudioSource,
         *,
         params: SamplingParams | None = None,
+        hotwords: Sequence[str] = (),
         cancelled: Callable[[], bool] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        done: Sequence[Passage] = (),
     ) -> Transcript:
-        """Write down what is said in a recording of any length, in sentences with times where the model knows them.
+        """Write down what is said in a recording of any length, in sentences with times.
 
-        Raises `AudioError` when the recording cannot be used.
+        `hotwords` are names and terms that may occur. `progress` is told of every passage as it is finished; a caller
+        who keeps them may later go on behind them, given as `done`.
+
+        Raises `AudioError` when the recording cannot be used and `PromptError` for hotwords that cannot be.
         """
-        (samples,) = _clips(audio)
-        texts: list[str] = []
-        segments: list[Segment] = []
-        usage, reasons = Usage(), set[FinishReason]()
-        for heard, events in self._windows(samples, params or TRANSCRIPT_PARAMS, cancelled or _never):
-            text, reason, cost = read(self.tokenizer, events)
-            texts.append(text)
-            segments += locate(text, heard, self.backend.config.audio.letters)
-            usage += cost
-            reasons.add(reason)
-        text = " ".join(filter(None, texts))
-        return Transcript(text, tuple(segments), None, round(len(samples) / SAMPLE_RATE, 3), _worst(reasons), usage)
+        found, began = list(done), time.monotonic()
+        with _open(audio) as recording:
+            passages = self.passages(recording, params=params, hotwords=hotwords, cancelled=cancelled, done=done)
+            for passage in passages:
+                found.append(passage)
+                if progress is not None:
+                    progress(_progress(found, len(done), recording.seconds, time.monotonic() - began))
+        return Transcript.of(found)
+
+    def passages(
+        self,
+        audio: AudioSource | Recording,
+        *,
+        params: SamplingParams | None = None,
+        hotwords: Sequence[str] = (),
+        cancelled: Callable[[], bool] | None = None,
+        done: Sequence[Passage] = (),
+    ) -> Iterator[Passage]:
+        """The passages of `transcribe` as they are written, one for each window of at most 30 s.
+
+        `Transcript.of` makes the whole of them. Raises what `transcribe` raises.
+        """
+        params, cancelled = params or TRANSCRIPT_PARAMS, cancelled or _never
+        start = done[-1].end if done else 0.0
+        for heard in self._windows(audio, cancelled, hotwords, params, timed=True, start=start):
+            yield compose(self.backend, self.tokenizer, heard, params, cancelled)
 
     def ask(
         self,
@@ -124,18 +182,19 @@ class MossAudio:
         question: str | None = None,
         *,
         params: SamplingParams | None = None,
+        hotwords: Sequence[str] = (),
         cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[TokenEvent]:
-        """The events of `ask`, or without a question those of `transcribe`, as they come.
+        """The events of `ask`, or without a question the text of `transcribe`, as they come, loops and all.
 
         Only the last has a `finish_reason` and `usage`. Raises what `ask` and `transcribe` raise.
         """
         if question is not None:
             return self._answer(audio, question, params, cancelled)
-        clips = _clips(audio)
-        if len(clips) != 1:
-            raise PromptError(f"a transcript is of one recording, not of {len(clips)}; ask for each by itself")
-        return self._transcript(clips[0], params or TRANSCRIPT_PARAMS, cancelled or _never)
+        sources = _sources(audio)
+        if len(sources) != 1:
+            raise PromptError(f"a transcript is of one recording, not of {len(sources)}; ask for each by itself")
+        return self._transcript(sources[0], params or TRANSCRIPT_PARAMS, cancelled or _never, hotwords)
 
     def _answer(
         self,
@@ -144,19 +203,19 @@ class MossAudio:
         params: SamplingParams | None,
         cancelled: Callable[[], bool] | None,
     ) -> Iterator[TokenEvent]:
-        prompt = listen(self.backend, self.processor, _clips(audio), question)
+        prompt = listen(self.backend, self.processor, [_samples(source) for source in _sources(audio)], question)
         params = params or SamplingParams()
         return generate(
             self.backend, self.tokenizer, prompt.inputs, params, audio=prompt.audio, cancelled=cancelled
         )
 
     def _transcript(
-        self, samples: np.ndarray, params: SamplingParams, cancelled: Callable[[], bool]
+        self, audio: AudioSource, params: SamplingParams, cancelled: Callable[[], bool], hotwords: Sequence[str]
     ) -> Iterator[TokenEvent]:
         usage, reasons, gap = Usage(), set[FinishReason](), ""
-        for _, events in self._windows(samples, params, cancelled):
+        for heard in self._windows(audio, cancelled, hotwords, params):
             at_start = True
-            for event in events:
+            for event in write(self.backend, self.tokenizer, heard, params, cancelled):
                 text = gap + event.text.lstrip() if at_start else event.text
                 at_start = at_start and not text.strip()
                 if event.finish_reason is not None and event.usage is not None:
@@ -167,28 +226,57 @@ class MossAudio:
         yield TokenEvent("", finish_reason=_worst(reasons), usage=usage)
 
     def _windows(
-        self, samples: np.ndarray, params: SamplingParams, cancelled: Callable[[], bool]
-    ) -> Iterator[tuple[Heard, Iterator[TokenEvent]]]:
-        """The windows of a recording, each encoded when its turn comes and written as its events are read."""
-        for start, window in windows(samples):
-            heard = hear(self.backend, self.processor, window, start)
-            yield heard, write(self.backend, self.tokenizer, heard, params, cancelled)
-            if cancelled():
-                return
+        self,
+        audio: AudioSource | Recording,
+        cancelled: Callable[[], bool],
+        hotwords: Sequence[str],
+        params: SamplingParams,
+        *,
+        timed: bool = False,
+        start: float = 0.0,
+    ) -> Iterator[Heard]:
+        """The windows of a recording from `start` on, each encoded when its turn comes."""
+        words = hot.check(hotwords)
+        if words and self.backend.config.audio.letters and not is_search(params):
+            raise PromptError("hotwords need the search; leave temperature 0, repetition_penalty 1 and stop empty")
+        with _open(audio) as recording:
+            for at, samples in windows(recording.blocks, self.voice, start):
+                yield hear(
+                    self.backend, self.processor, samples, at, voice=self.voice, timed=timed, hotwords=words
+                )
+                if cancelled():
+                    return
 
 
-def split_reasoning(text: str) -> tuple[str | None, str]:
-    """Part an answer into reasoning and reply: `<think>why</think>what`. Cut off while thinking, it has no reply."""
-    match = _THINKING.match(text)
-    if match is None:
-        return None, text.strip()
-    return match[1].strip(), (match[2] or "").strip()
+def _sources(audio: AudioSource | Sequence[AudioSource]) -> list[AudioSource]:
+    """One recording or several."""
+    return list(cast(Sequence[AudioSource], audio if isinstance(audio, list | tuple) else [audio]))
 
 
-def _clips(audio: AudioSource | Sequence[AudioSource]) -> list[np.ndarray]:
-    """One recording or several, decoded to samples."""
-    sources = cast(Sequence[AudioSource], audio if isinstance(audio, list | tuple) else [audio])
-    return [source if isinstance(source, np.ndarray) else load_audio(source) for source in sources]
+def _samples(source: AudioSource) -> np.ndarray:
+    return source if isinstance(source, np.ndarray) else load_audio(source)
+
+
+@contextmanager
+def _open(audio: AudioSource | Recording) -> Iterator[Recording]:
+    """A recording to read in blocks: decoded as it is read, or samples that are there already."""
+    if isinstance(audio, Recording):
+        yield audio
+    elif isinstance(audio, np.ndarray):
+        if audio.ndim != 1:
+            raise AudioError(f"samples have shape {audio.shape}; one mono clip [n] is needed: average the channels")
+        second = SAMPLE_RATE
+        yield Recording(len(audio) / second, (audio[at : at + second] for at in range(0, len(audio), second)))
+    else:
+        with open_audio(audio) as recording:
+            yield recording
+
+
+def _progress(found: Sequence[Passage], n_before: int, total: float | None, elapsed: float) -> Progress:
+    """Time left at the pace of this run, which began behind `n_before` passages."""
+    now, began = found[-1].end, found[n_before].start
+    left = None if total is None else max(0.0, total - now) * elapsed / max(now - began, 1e-3)
+    return Progress(found[-1], len(found), now, total, left)
 
 
 def _worst(reasons: set[FinishReason]) -> FinishReason:

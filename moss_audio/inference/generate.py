@@ -5,6 +5,7 @@ Knows tokens, drafts, stop rules and counts. Does not know what the prompt asks,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 """ChatML's end of turn, and the end of a document, with which base models stop."""
+
+_THINKING = re.compile(r"\s*<think>(.*?)(?:</think>(.*)|$)", re.DOTALL)
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Draft = Callable[[list[int]], list[int]]
@@ -164,6 +167,14 @@ def _tokens(
         if draft is not None and params.temperature == 0:
             proposal = draft(emitted)[: budget - len(emitted) - 1]
         rows = backend.decode(cache, np.array([emitted[-1], *proposal], dtype=np.int64))
+
+
+def split_reasoning(text: str) -> tuple[str | None, str]:
+    """Part an answer into reasoning and reply: `<think>why</think>what`. Cut off while thinking, it has no reply."""
+    match = _THINKING.match(text)
+    if match is None:
+        return None, text.strip()
+    return match[1].strip(), (match[2] or "").strip()
 
 
 def room(backend: Backend, inputs: Inputs) -> int:

@@ -1,12 +1,18 @@
-"""Where to cut a recording that is longer than the model was trained on. Knows energy, not words."""
+"""Where to cut a recording that is longer than the model was trained on. Knows voices and energy, not words.
+
+Windows do not overlap, so nothing is doubled; they are cut where nobody speaks, so nothing is lost. Neither does the
+text of one window condition the next: a mistake or a loop would be handed on, and the Mini was not trained for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from moss_audio.audio import SAMPLE_RATE
+from moss_audio.inference.voice import CHUNK, Voice
 
 TRAINED_SECONDS = 30.0
 """The longest clip of training; anything up to it is read whole."""
@@ -15,26 +21,83 @@ WINDOW_SECONDS = 28.0
 PAUSE_SECONDS = 0.3
 """A cut is the middle of the quietest stretch of this length: longer than a stop consonant's closure (~0.1 s)."""
 
+_HOP = SAMPLE_RATE // 100
+_WARM_UP = SAMPLE_RATE
+"""The detector decides by what it has heard before: it begins a second early."""
 
-def windows(samples: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
-    """Cut `samples [n]` at pauses: pairs of start in seconds and a view of at most 30 s, together the whole.
 
-    Each cut is the quietest place in the last third of a 28 s window.
+class Window(NamedTuple):
+    """`samples [n]` of a recording from `start` on, in seconds."""
+
+    start: float
+    samples: np.ndarray
+
+    @property
+    def end(self) -> float:
+        return self.start + len(self.samples) / SAMPLE_RATE
+
+
+def windows(
+    audio: np.ndarray | Iterable[np.ndarray], voice: Voice | None = None, start: float = 0.0
+) -> Iterator[Window]:
+    """Cut `samples [n]`, or blocks of them, at pauses, from `start` on: windows of at most 30 s, together the whole.
+
+    Holds no more than a window and a block.
     """
-    start, window = 0, int(WINDOW_SECONDS * SAMPLE_RATE)
-    while len(samples) - start > TRAINED_SECONDS * SAMPLE_RATE:
-        earliest = start + 2 * window // 3
-        cut = earliest + quietest(samples[earliest : start + window])
-        yield start / SAMPLE_RATE, samples[start:cut]
-        start = cut
-    yield start / SAMPLE_RATE, samples[start:]
+    blocks = _seconds(audio) if isinstance(audio, np.ndarray) else audio
+    longest, window = int(TRAINED_SECONDS * SAMPLE_RATE), int(WINDOW_SECONDS * SAMPLE_RATE)
+    at = skipped = round(start * SAMPLE_RATE)
+    held: list[np.ndarray] = []
+    n_held = 0
+    for block in blocks:
+        block, skipped = block[skipped:], max(0, skipped - len(block))
+        held.append(block)
+        n_held += len(block)
+        while n_held > longest:
+            samples = np.concatenate(held)
+            n_cut = cut(samples[:window], voice)
+            yield Window(at / SAMPLE_RATE, samples[:n_cut])
+            held, n_held, at = [samples[n_cut:]], n_held - n_cut, at + n_cut
+    if n_held or at == 0:
+        yield Window(at / SAMPLE_RATE, np.concatenate(held) if held else np.empty(0, dtype=np.float32))
 
 
-def quietest(samples: np.ndarray) -> int:
-    """Middle of the quietest `PAUSE_SECONDS` of `samples [n]`, by their energy, to 10 ms."""
-    hop = SAMPLE_RATE // 100
-    n_frames = len(samples) // hop
-    energy = np.square(samples[: n_frames * hop].reshape(n_frames, hop), dtype=np.float64).sum(axis=1)
+def _seconds(samples: np.ndarray) -> Iterator[np.ndarray]:
+    """`samples [n]` in blocks of a second."""
+    return (samples[at : at + SAMPLE_RATE] for at in range(0, len(samples), SAMPLE_RATE))
+
+
+def cut(samples: np.ndarray, voice: Voice | None = None) -> int:
+    """The place to cut `samples [n]`: the quietest pause of the last third, or of the third before it.
+
+    Without a detector, or where nobody ever pauses, the quietest place of the last third.
+    """
+    third = len(samples) // 3
+    for earliest in (2 * third, third) if voice is not None else ():
+        begin = max(0, earliest - _WARM_UP)
+        chunks = np.fromiter(voice(samples[begin : earliest + third]), dtype=np.float64)  # type: ignore[misc]
+        speech = np.repeat(chunks >= 0.5, CHUNK)[earliest - begin :]
+        place = quietest(samples[earliest : earliest + third], speech)
+        if place is not None:
+            return earliest + place
+    return 2 * third + (quietest(samples[2 * third :]) or 0)
+
+
+def quietest(samples: np.ndarray, speech: np.ndarray | None = None) -> int | None:
+    """Middle of the quietest `PAUSE_SECONDS` of `samples [n]`, by their energy, to 10 ms.
+
+    Stretches with any of `speech [n]` do not count; None where no other is left.
+    """
+    n_frames = len(samples) // _HOP
     width = min(n_frames, round(PAUSE_SECONDS * 100))
-    total = np.concatenate([[0.0], np.cumsum(energy)])
-    return (int(np.argmin(total[width:] - total[:-width])) + width // 2) * hop
+    energy = _sums(np.square(samples[: n_frames * _HOP], dtype=np.float64).reshape(n_frames, _HOP).sum(axis=1), width)
+    if speech is not None:
+        spoken = _sums(speech[: n_frames * _HOP].reshape(n_frames, _HOP).sum(axis=1), width)
+        energy[spoken > 0] = np.inf
+    return (int(np.argmin(energy)) + width // 2) * _HOP if np.isfinite(energy).any() else None
+
+
+def _sums(values: np.ndarray, width: int) -> np.ndarray:
+    """Sums of every `width` neighbours."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    return np.asarray(total[width:] - total[:-width])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,9 @@ letter. Without this future cost, texts that loop on cheap tokens outlive those 
 CANDIDATES = 16
 """Tokens that the language model may propose after each text; the letters' own next token comes on top."""
 
+Bias = Callable[[Sequence[int]], Mapping[int, float]]
+"""Given the tokens of a text, tokens to weigh after them and the least log-probability that each counts as."""
+
 
 @dataclass(frozen=True, eq=False)
 class Hypothesis:
@@ -47,6 +50,7 @@ def beam_search(
     n_beams: int,
     max_new_tokens: int,
     cancelled: Callable[[], bool],
+    bias: Bias | None = None,
 ) -> Iterator[TokenEvent]:
     """Stream the best text of a window: a token is out as soon as all texts under way agree on it.
 
@@ -66,7 +70,7 @@ def beam_search(
             break
         grown: list[tuple[Hypothesis, int]] = []
         for parent, (beam, row) in enumerate(zip(beams, rows, strict=True)):
-            for after in _extend(beam, row, guide, draft, ends):
+            for after in _extend(beam, row, guide, draft, ends, bias):
                 if after.tokens[-1] in ends:
                     finished.append(after)
                 else:
@@ -94,14 +98,22 @@ def beam_search(
 
 
 def _extend(
-    beam: Hypothesis, logits: np.ndarray, guide: LetterGuide, draft: Draft, ends: frozenset[int]
+    beam: Hypothesis,
+    logits: np.ndarray,
+    guide: LetterGuide,
+    draft: Draft,
+    ends: frozenset[int],
+    bias: Bias | None,
 ) -> Iterator[Hypothesis]:
     """The texts one token longer that are worth a thought."""
     peak = float(logits.max())
     check_finite(peak)
     logprobs = logits - peak - np.log(np.exp(logits - peak).sum())
     likely = np.argpartition(logprobs, -CANDIDATES)[-CANDIDATES:].tolist()
-    tokens = list(dict.fromkeys([*likely, *draft(list(beam.tokens))[:1]]))
+    wanted = bias(beam.tokens) if bias else {}
+    for token, floor in wanted.items():
+        logprobs[token] = max(logprobs[token], floor)
+    tokens = list(dict.fromkeys([*likely, *draft(list(beam.tokens))[:1], *wanted]))
     said = sum(beam.logprobs)
     for token, place in zip(tokens, guide.extend(beam.place, tokens), strict=True):
         cost = float(place.costs[-1] if token in ends else place.costs.min())

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moss_audio.audio import SAMPLE_RATE, log_mel
-from moss_audio.inference.generate import FinishReason, TokenEvent, Usage, collect, generate
+from moss_audio.inference.generate import FinishReason, TokenEvent, Usage, collect, generate, split_reasoning
 from moss_audio.inference.guide import LetterGuide
+from moss_audio.inference.hotwords import HotwordBias, with_hotwords
 from moss_audio.inference.letters import LetterDraft, forced_alignment, greedy_words, is_silent
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.inference.search import beam_search
+from moss_audio.inference.voice import Voice, is_spoken
 from moss_audio.messages import MelPart, Message
-from moss_audio.prompts import SPELLED, TRANSCRIBE
+from moss_audio.prompts import SPELLED, TRANSCRIBE, TRANSCRIBE_TIMED, TRANSCRIPT_BEAMS
 from moss_audio.runtime.backend import AudioEmbeds, Backend
-from moss_audio.transcript import Segment, Word, group_words
+from moss_audio.transcript import Segment, Word, group_words, parse_timestamped
+from moss_audio.transcript.parse import with_length
 
 if TYPE_CHECKING:
     from moss_audio.processor import Inputs, Processor
@@ -34,11 +37,16 @@ SPARE_TOKENS = 32
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """A window after the encoder; `start` and `duration` in seconds. `prompt` is None where nobody speaks."""
+    """A window after the encoder; `start` and `duration` in seconds. `prompt` is None where nobody speaks.
+
+    The answer to a `timed` prompt has time stamps in its text.
+    """
 
     start: float
     duration: float
     prompt: Prompt | None
+    timed: bool = False
+    hotwords: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,15 +70,32 @@ def listen(backend: Backend, processor: Processor, clips: Sequence[np.ndarray], 
     return Prompt(processor.encode([Message.of("user", *map(MelPart, mels), question)]), audio)
 
 
-def hear(backend: Backend, processor: Processor, samples: np.ndarray, start: float) -> Heard:
-    """Encode the window `samples [n]` that begins at `start`, to be transcribed."""
+def hear(
+    backend: Backend,
+    processor: Processor,
+    samples: np.ndarray,
+    start: float,
+    *,
+    voice: Voice | None = None,
+    timed: bool = False,
+    hotwords: tuple[str, ...] = (),
+) -> Heard:
+    """Encode the window `samples [n]` that begins at `start`, to be transcribed.
+
+    Three gates keep a model from inventing words where nobody speaks: the level, `voice`, and the letter head. Without
+    a letter head, times are asked of the model itself if `timed`, and `hotwords` stand in the prompt.
+    """
     duration = len(samples) / SAMPLE_RATE
-    if not len(samples) or float(np.abs(samples).max()) < SILENCE_PEAK:
+    quiet = not len(samples) or float(np.abs(samples).max()) < SILENCE_PEAK
+    if quiet or (voice is not None and not is_spoken(samples, voice)):
         return Heard(start, duration, None)
-    prompt = listen(backend, processor, [samples], TRANSCRIBE)
-    logprobs, letters = prompt.audio.letter_logprobs, backend.config.audio.letters
+    letters = backend.config.audio.letters
+    timed = timed and not letters
+    question = TRANSCRIBE_TIMED if timed else TRANSCRIBE
+    prompt = listen(backend, processor, [samples], question if letters else with_hotwords(question, hotwords))
+    logprobs = prompt.audio.letter_logprobs
     silent = logprobs is not None and is_silent(logprobs, letters)
-    return Heard(start, duration, None if silent else prompt)
+    return Heard(start, duration, None if silent else prompt, timed, hotwords)
 
 
 def write(
@@ -80,23 +105,24 @@ def write(
     if heard.prompt is None:
         yield TokenEvent("", finish_reason="stop", usage=Usage(audio_seconds=heard.duration))
         return
-    logprobs, letters = heard.prompt.audio.letter_logprobs, backend.config.audio.letters
+    inputs, audio = heard.prompt.inputs, heard.prompt.audio
+    logprobs, letters = audio.letter_logprobs, backend.config.audio.letters
     draft = LetterDraft(logprobs, letters, tokenizer) if logprobs is not None else None
-    most = SPARE_TOKENS + int(TOKENS_PER_SECOND * heard.duration)
+    most = SPARE_TOKENS + int(TOKENS_PER_SECOND * (1 + heard.timed) * heard.duration)
     params = replace(params, max_new_tokens=min(params.max_new_tokens, most))
-    searches = params.n_beams > 1 and params.temperature == 0 and not params.stop and params.repetition_penalty == 1.0
-    if logprobs is not None and draft is not None and searches:
-        inputs, audio = heard.prompt.inputs, heard.prompt.audio
-        guide, n_beams, n_tokens = LetterGuide(logprobs, letters, tokenizer), params.n_beams, params.max_new_tokens
-        yield from beam_search(backend, tokenizer, inputs, audio, guide, draft, n_beams, n_tokens, cancelled)
+    n_beams = max(params.n_beams, TRANSCRIPT_BEAMS) if heard.hotwords else params.n_beams
+    if logprobs is not None and draft is not None and n_beams > 1 and is_search(params):
+        guide, n_tokens = LetterGuide(logprobs, letters, tokenizer), params.max_new_tokens
+        bias = HotwordBias(heard.hotwords, tokenizer)
+        yield from beam_search(backend, tokenizer, inputs, audio, guide, draft, n_beams, n_tokens, cancelled, bias)
         return
     ids: list[int] = []
     for event in generate(
         backend,
         tokenizer,
-        heard.prompt.inputs,
+        inputs,
         params,
-        audio=heard.prompt.audio,
+        audio=audio,
         draft=draft,
         cancelled=lambda: cancelled() or loop_length(ids) > 0,
     ):
@@ -107,13 +133,25 @@ def write(
         yield event
 
 
+def is_search(params: SamplingParams) -> bool:
+    """Whether `params` leave room for a beam search: it does not sample, penalise or look for stop strings."""
+    return params.temperature == 0 and not params.stop and params.repetition_penalty == 1.0
+
+
 def read(tokenizer: Tokenizer, events: Iterable[TokenEvent]) -> tuple[str, FinishReason, Usage]:
-    """A window's events collected, without the repetitions of a loop that ended it."""
+    """A window's events collected, without reasoning and without the repetitions of a loop that ended it."""
     events = list(events)
     text, reason, usage = collect(events)
-    ids = [event.token_id for event in events if event.token_id is not None]
+    ids = written(tokenizer, events)
     excess = loop_length(ids)
-    return (tokenizer.decode(ids[:-excess]) if excess else text).strip(), reason, usage
+    _, reply = split_reasoning(tokenizer.decode(ids[:-excess]) if excess else text)
+    return reply, reason, usage
+
+
+def written(tokenizer: Tokenizer, events: Iterable[TokenEvent]) -> list[int]:
+    """The tokens of a text, without those that end it."""
+    ids = (event.token_id for event in events)
+    return [token for token in ids if token is not None and not tokenizer.is_special(token)]
 
 
 def loop_length(ids: Sequence[int], max_period: int = 24) -> int:
@@ -131,13 +169,27 @@ def loop_length(ids: Sequence[int], max_period: int = 24) -> int:
 
 
 def locate(text: str, heard: Heard, letters: str) -> tuple[Segment, ...]:
-    """Sentences of a window's `text` with absolute times; one segment over the window where no head tells them."""
-    start = heard.start
-    if not text:
-        return ()
+    """Sentences of a window's `text` with absolute times: those of the letter head, or of the stamps in the text.
+
+    Where there are neither, one segment over the window.
+    """
     words: tuple[Word, ...] = ()
-    if heard.prompt is not None and heard.prompt.audio.letter_logprobs is not None:
+    if text and heard.prompt is not None and heard.prompt.audio.letter_logprobs is not None:
         words = forced_alignment(heard.prompt.audio.letter_logprobs, text, letters)
-    if not words:
-        return (Segment(round(start, 3), round(start + heard.duration, 3), text),)
-    return group_words(Word(w.text, round(start + w.start, 3), round(start + w.end, 3)) for w in words)
+    segments = group_words(words) or parse_timestamped(text, heard.duration)
+    if not segments:
+        return ()
+    spans = with_length([(segment.start, segment.end) for segment in segments], heard.duration, overlaps=False)
+
+    def absolute(time: float) -> float:
+        return round(heard.start + time, 3)
+
+    return tuple(
+        replace(
+            segment,
+            start=absolute(start),
+            end=absolute(end),
+            words=tuple(Word(word.text, absolute(word.start), absolute(word.end)) for word in segment.words),
+        )
+        for segment, (start, end) in zip(segments, spans, strict=True)
+    )

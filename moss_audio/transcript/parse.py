@@ -58,7 +58,7 @@ def parse_timestamped(text: str, duration: float | None = None, *, overlaps: boo
         times = _believed([time for pair in zip(starts, ends, strict=True) for time in pair], duration)
         starts, ends = times[::2], times[1::2]
     filled = _filled(starts, ends, texts, duration)
-    placed = _with_length(filled, duration, overlaps)
+    placed = with_length(filled, duration, overlaps)
     return tuple(Segment(start, end, words) for (start, end), words in zip(placed, texts, strict=True))
 
 
@@ -135,7 +135,7 @@ def _filled(
     ]
 
 
-def _with_length(
+def with_length(
     spans: Sequence[tuple[float, float]], duration: float | None, overlaps: bool
 ) -> list[tuple[float, float]]:
     """Spans within the recording, each with a length, and without `overlaps` none over the next."""
