@@ -265,8 +265,7 @@ def _open(audio: AudioSource | Recording) -> Iterator[Recording]:
     elif isinstance(audio, np.ndarray):
         if audio.ndim != 1:
             raise AudioError(f"samples have shape {audio.shape}; one mono clip [n] is needed: average the channels")
-        second = SAMPLE_RATE
-        yield Recording(len(audio) / second, (audio[at : at + second] for at in range(0, len(audio), second)))
+        yield Recording(len(audio) / SAMPLE_RATE, iter([audio]))
     else:
         with open_audio(audio) as recording:
             yield recording

@@ -44,12 +44,11 @@ def windows(
 
     Holds no more than a window and a block.
     """
-    blocks = _seconds(audio) if isinstance(audio, np.ndarray) else audio
     longest, window = int(TRAINED_SECONDS * SAMPLE_RATE), int(WINDOW_SECONDS * SAMPLE_RATE)
     at = skipped = round(start * SAMPLE_RATE)
     held: list[np.ndarray] = []
     n_held = 0
-    for block in blocks:
+    for block in _small(audio):
         block, skipped = block[skipped:], max(0, skipped - len(block))
         held.append(block)
         n_held += len(block)
@@ -62,9 +61,10 @@ def windows(
         yield Window(at / SAMPLE_RATE, np.concatenate(held) if held else np.empty(0, dtype=np.float32))
 
 
-def _seconds(samples: np.ndarray) -> Iterator[np.ndarray]:
-    """`samples [n]` in blocks of a second."""
-    return (samples[at : at + SAMPLE_RATE] for at in range(0, len(samples), SAMPLE_RATE))
+def _small(audio: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same samples in blocks of at most a second, so that little is copied."""
+    for block in [audio] if isinstance(audio, np.ndarray) else audio:
+        yield from (block[at : at + SAMPLE_RATE] for at in range(0, len(block), SAMPLE_RATE))
 
 
 def cut(samples: np.ndarray, voice: Voice | None = None) -> int:
