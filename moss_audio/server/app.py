@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 import moss_audio
 from moss_audio.errors import MossAudioError
-from moss_audio.server import chat, transcripts
+from moss_audio.server import batches, chat, realtime, transcripts
 from moss_audio.server.body import BodyLimits
 from moss_audio.server.gate import Gate
 from moss_audio.server.keys import ApiKeys
@@ -26,6 +26,7 @@ from moss_audio.server.refusals import error_body, refusal
 from moss_audio.server.schemas import ErrorReply, Health, ModelCard, ModelList
 from moss_audio.server.service import Service, service_of
 from moss_audio.server.settings import Settings
+from moss_audio.server.store import Store
 
 if TYPE_CHECKING:
     from moss_audio.inference.engine import MossAudio
@@ -59,10 +60,14 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        runner = asyncio.create_task(batches.Runner(service, app.state.store).run())
         try:
             yield
         finally:
             await asyncio.shield(service.stop())
+            runner.cancel()
+            await asyncio.gather(runner, return_exceptions=True)
+            app.state.store.close()
 
     app = FastAPI(
         title="MOSS-Audio",
@@ -73,8 +78,9 @@ def create_app(
         redoc_url=None,
         responses=REFUSALS,
     )
-    app.state.service = service
-    for module in (chat, transcripts):
+    app.state.service, app.state.store = service, Store(settings)
+    app.state.live = realtime.LiveSessions(service)
+    for module in (chat, transcripts, realtime, batches):
         app.include_router(module.router)
     _add_common(app)
     _add_refusals(app)

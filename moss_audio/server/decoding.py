@@ -120,7 +120,7 @@ class Decoders:
         if not 0 < n_samples <= (self.settings.max_audio_seconds + 1) * SAMPLE_RATE:
             raise ValueError(f"the worker announces {n_samples} samples")
         samples: np.ndarray = np.empty(n_samples, np.float32)
-        view, at = memoryview(samples).cast("B"), 0
+        view, at = samples.data.cast("B"), 0
         while at < len(view):
             block = await worker.stdout.read(min(_BLOCK, len(view) - at))
             if not block:

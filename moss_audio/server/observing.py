@@ -117,7 +117,7 @@ class Observer:
         seen.code = answer.code
         if seen.started:
             return  # what has begun cannot be taken back; the connection closes
-        if seen.scope["type"] == "websocket":
+        if seen.scope["type"] == "websocket" and "websocket.http.response" not in seen.scope.get("extensions", {}):
             seen.status = answer.status_code
             await seen.send({"type": "websocket.close", "code": 1008, "reason": answer.message[:120]})
             return
@@ -154,7 +154,7 @@ class _Seen:
         self.request_id = offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(8)
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):
             self.started, self.status = True, message["status"]
             self._add_headers(message)
         elif message["type"] == "websocket.accept":

@@ -79,7 +79,7 @@ class Settings:
     max_batch_bytes: int = _setting(64 << 20, "bytes of one batch file", 1024)
     max_batch_lines: int = _setting(10_000, "requests of one batch", 1)
     max_store_bytes: int = _setting(1 << 30, "bytes of all batch files of the store", 1024)
-    batch_days: float = _setting(7.0, "days until files and ended batches are deleted", 0.001)
+    batch_seconds: float = _setting(7 * 86_400.0, "time until files and ended batches are deleted", 0.1)
 
     def __post_init__(self) -> None:
         for each in fields(self):

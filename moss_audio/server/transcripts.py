@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from moss_audio.audio import SAMPLE_RATE
 from moss_audio.inference.engine import Transcript
-from moss_audio.inference.generate import FinishReason, Usage
-from moss_audio.inference.longform import windows
+from moss_audio.inference.generate import Usage
+from moss_audio.inference.passages import Passage
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.prompts import TRANSCRIPT_BEAMS
 from moss_audio.server.chat import finish
+from moss_audio.server.intake import from_base64
 from moss_audio.server.refusals import Refusal
 from moss_audio.server.schemas import (
     DurationUsage,
@@ -35,25 +38,15 @@ from moss_audio.server.schemas import (
     TranscriptWord,
     VerboseTranscription,
 )
+from moss_audio.server.schemas import Request as Schema
 from moss_audio.server.service import Service, owner_of, service_of, until_gone
 from moss_audio.server.streaming import DONE, EventStream, sse
-from moss_audio.server.turns import Cancelled, Job
+from moss_audio.server.turns import Job
 from moss_audio.transcript import WRITERS, Segment
-
-if TYPE_CHECKING:
-    from moss_audio.inference.engine import MossAudio
 
 router = APIRouter()
 
 ENGLISH = ("en", "english")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A window of a transcript, its times those of the recording; `seconds` have been read with it."""
-
-    transcript: Transcript
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +58,7 @@ class Wanted:
     segments: bool
     language: str
     params: SamplingParams
+    hotwords: tuple[str, ...] = ()
 
 
 @router.post(
@@ -78,7 +72,7 @@ async def transcriptions(
     file: Annotated[UploadFile, File(description="audio or video of any format that FFmpeg reads")],
     model: Annotated[str | None, Form(max_length=256)] = None,
     language: Annotated[str | None, Form(max_length=32, description="of the speech, such as en")] = None,
-    prompt: Annotated[str | None, Form(max_length=2000, description="not used by this model")] = None,
+    prompt: Annotated[str | None, Form(max_length=2000, description="names and terms that may occur, A, B, C")] = None,
     response_format: Annotated[TranscriptFormat, Form()] = "json",
     temperature: Annotated[float, Form(ge=0, le=5, allow_inf_nan=False)] = 0.0,
     granularities: Annotated[list[Granularity], Form(alias="timestamp_granularities[]", max_length=2)] = ["segment"],  # noqa: B006
@@ -88,14 +82,37 @@ async def transcriptions(
     service.check_model(model)
     spoken = check_language(service, language)
     params = SamplingParams(temperature=temperature, n_beams=TRANSCRIPT_BEAMS)
-    wanted = Wanted(response_format, "word" in granularities, "segment" in granularities, spoken, params)
+    words, segments = "word" in granularities, "segment" in granularities
+    wanted = Wanted(response_format, words, segments, spoken, params, hotwords(prompt))
     data = await file.read()
     if not stream:
-        transcript = await until_gone(request, transcribe(service, owner, data, params))
-        return _rendered(transcript, wanted)
+        return _rendered(await until_gone(request, transcribe(service, owner, data, wanted)), wanted)
     samples = await until_gone(request, service.decoders.decode(owner, data))
-    job = service.submit(owner, lambda cancelled: parts(service.model, samples, params, cancelled))
+    job = _submit(service, owner, samples, wanted)
     return EventStream(_events(service, job, len(samples) / SAMPLE_RATE), job)
+
+
+class TranscriptionLine(Schema):
+    """A transcription as a line of a batch: the file in base64 or as a data: URL, since JSON holds no bytes."""
+
+    model: str | None = Field(None, max_length=256)
+    file: str
+    language: str | None = Field(None, max_length=32)
+    prompt: str | None = Field(None, max_length=2000)
+    response_format: Literal["json", "verbose_json"] = "json"
+    temperature: float = Field(0.0, ge=0, le=5)
+    timestamp_granularities: list[Granularity] = Field(["segment"], max_length=2)
+
+
+async def complete(service: Service, owner: str, line: TranscriptionLine) -> BaseModel:
+    """The answer to one line of a batch."""
+    service.check_model(line.model)
+    language = check_language(service, line.language)
+    data = from_base64(service.settings, line.file, "file")
+    params = SamplingParams(temperature=line.temperature, n_beams=TRANSCRIPT_BEAMS)
+    words, segments = "word" in line.timestamp_granularities, "segment" in line.timestamp_granularities
+    wanted = Wanted(line.response_format, words, segments, language, params, hotwords(line.prompt))
+    return _document(await transcribe(service, owner, data, wanted), wanted)
 
 
 @router.post("/v1/audio/translations", response_model=Transcription, summary="Not supported by the models served here")
@@ -104,41 +121,28 @@ async def translations(request: Request, file: Annotated[UploadFile, File()]) ->
     raise Refusal(400, "translation_unsupported", message)
 
 
-async def transcribe(service: Service, owner: str, data: bytes, params: SamplingParams) -> Transcript:
+async def transcribe(service: Service, owner: str, data: bytes, wanted: Wanted) -> Transcript:
     """The whole transcript of a file."""
     samples = await service.decoders.decode(owner, data)
-    job = service.submit(owner, lambda cancelled: parts(service.model, samples, params, cancelled))
-    began = time.monotonic()
+    job, began = _submit(service, owner, samples, wanted), time.monotonic()
     try:
-        whole = joined([part async for part in job], len(samples) / SAMPLE_RATE)
+        whole = Transcript.of([passage async for passage in job])
     finally:
         job.cancel()
     service.count(whole.usage, time.monotonic() - began)
     return whole
 
 
-def parts(model: MossAudio, samples: np.ndarray, params: SamplingParams, cancelled: Cancelled) -> Iterator[Part]:
-    """The transcript window by window, as each is written."""
-    for start, window in windows(samples):
-        found = model.transcribe(window, params=params, cancelled=cancelled)
-        segments = tuple(_shifted(segment, start) for segment in found.segments)
-        yield Part(replace(found, segments=segments), start + len(window) / SAMPLE_RATE)
-        if cancelled():
-            return
-
-
-def joined(found: Sequence[Part], duration: float) -> Transcript:
-    """The whole of its windows."""
-    order: tuple[FinishReason, ...] = ("cancelled", "length", "stop")
-    reasons = {part.transcript.finish_reason for part in found} or {"cancelled"}
-    return Transcript(
-        text=" ".join(filter(None, (part.transcript.text for part in found))),
-        segments=tuple(segment for part in found for segment in part.transcript.segments),
-        language=next((part.transcript.language for part in found if part.transcript.language), None),
-        duration=round(duration, 3),
-        finish_reason=next(reason for reason in order if reason in reasons),
-        usage=sum((part.transcript.usage for part in found), Usage()),
+def _submit(service: Service, owner: str, samples: np.ndarray, wanted: Wanted) -> Job[Passage]:
+    model, params, hotwords = service.model, wanted.params, wanted.hotwords
+    return service.submit(
+        owner, lambda cancelled: model.passages(samples, params=params, hotwords=hotwords, cancelled=cancelled)
     )
+
+
+def hotwords(prompt: str | None) -> tuple[str, ...]:
+    """OpenAI's `prompt` as what it is mostly used for: names and terms that may occur, parted by commas or lines."""
+    return tuple(filter(None, (" ".join(term.split()) for term in re.split(r"[,;\n]", prompt or ""))))
 
 
 def check_language(service: Service, language: str | None) -> str:
@@ -169,7 +173,10 @@ def verbose(transcript: Transcript, language: str, *, words: bool, segments: boo
         duration=transcript.duration,
         text=transcript.text,
         segments=[
-            TranscriptSegment(id=index, start=segment.start, end=segment.end, text=segment.text)
+            TranscriptSegment(
+                id=index, start=segment.start, end=segment.end, text=segment.text,
+                avg_logprob=round(math.log(max(segment.confidence, 1e-6)), 4) if segment.confidence else 0.0,
+            )
             for index, segment in enumerate(transcript.segments)
         ] if segments else None,
         words=[word for segment in transcript.segments for word in _words(segment)] if words else None,
@@ -186,44 +193,40 @@ def _rendered(transcript: Transcript, wanted: Wanted) -> Response:
         case "srt" | "vtt":
             kind = "application/x-subrip" if wanted.format == "srt" else "text/vtt"
             return PlainTextResponse(WRITERS[wanted.format](transcript.segments), media_type=kind)
-        case "verbose_json":
-            whole: BaseModel = verbose(transcript, wanted.language, words=wanted.words, segments=wanted.segments)
-        case "json":
-            whole = Transcription(text=transcript.text, usage=token_usage(transcript.usage))
-    return JSONResponse(whole.model_dump(exclude_none=True))
+        case _:
+            return JSONResponse(_document(transcript, wanted).model_dump(exclude_none=True))
 
 
-async def _events(service: Service, job: Job[Part], duration: float) -> AsyncIterator[bytes]:
-    found, n_segments, began = list[Part](), 0, time.monotonic()
-    async for part in job:
-        text = part.transcript.text
-        if text:
-            gap = " " if any(earlier.transcript.text for earlier in found) else ""
-            yield sse(TranscriptDelta(delta=gap + text))
-        for segment in part.transcript.segments:
+def _document(transcript: Transcript, wanted: Wanted) -> BaseModel:
+    finish(transcript.finish_reason)
+    if wanted.format == "verbose_json":
+        return verbose(transcript, wanted.language, words=wanted.words, segments=wanted.segments)
+    return Transcription(text=transcript.text, usage=token_usage(transcript.usage))
+
+
+async def _events(service: Service, job: Job[Passage], duration: float) -> AsyncIterator[bytes]:
+    found, n_segments, gap, began = list[Passage](), 0, "", time.monotonic()
+    async for passage in job:
+        if passage.text:
+            yield sse(TranscriptDelta(delta=gap + passage.text))
+            gap = " "
+        for segment in passage.segments:
             n_segments += 1
-            yield sse(
-                TranscriptSegmentDone(
-                    id=f"seg_{n_segments}", start=segment.start, end=segment.end, text=segment.text,
-                    words=_words(segment),
-                )
-            )  # fmt: skip
-        yield sse(TranscriptProgress(seconds=round(part.seconds, 3), duration=round(duration, 3)))
-        found.append(part)
-    whole = joined(found, duration)
+            yield sse(_segment(f"seg_{n_segments}", segment))
+        yield sse(TranscriptProgress(seconds=round(passage.end, 3), duration=round(duration, 3)))
+        found.append(passage)
+    whole = Transcript.of(found)
     finish(whole.finish_reason)
     service.count(whole.usage, time.monotonic() - began)
     yield sse(TranscriptDone(text=whole.text, usage=token_usage(whole.usage)))
     yield DONE
 
 
+def _segment(name: str, segment: Segment) -> TranscriptSegmentDone:
+    return TranscriptSegmentDone(
+        id=name, start=segment.start, end=segment.end, text=segment.text, words=_words(segment)
+    )
+
+
 def _words(segment: Segment) -> list[TranscriptWord]:
     return [TranscriptWord(word=word.text, start=word.start, end=word.end) for word in segment.words]
-
-
-def _shifted(segment: Segment, start: float) -> Segment:
-    """A segment of a window in the times of the whole."""
-    words = tuple(
-        replace(word, start=round(word.start + start, 3), end=round(word.end + start, 3)) for word in segment.words
-    )
-    return replace(segment, start=round(segment.start + start, 3), end=round(segment.end + start, 3), words=words)

@@ -1,0 +1,41 @@
+"""From settings to a listening server, and from a signal to a clean end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from moss_audio.server.app import create_app
+from moss_audio.server.keys import ApiKeys
+from moss_audio.server.observing import LOG, log_to_stderr
+from moss_audio.server.realtime import MAX_MESSAGE_BYTES
+from moss_audio.server.settings import Settings
+
+if TYPE_CHECKING:
+    from moss_audio.inference.engine import MossAudio
+
+
+def run(settings: Settings, load: Callable[[], MossAudio], name: str, plain_key: str | None = None) -> int:
+    """Serve until SIGTERM or Ctrl-C. Settings and keys are checked before the model is loaded."""
+    log_to_stderr()
+    keys = ApiKeys.read(settings, plain_key)
+    settings.check_exposed(bool(keys.digests))
+    app = create_app(settings, load(), name=name, keys=keys)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,  # `observing` writes a line a request, without its query
+        server_header=False,
+        limit_concurrency=settings.max_connections,
+        timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
+        ws_max_size=MAX_MESSAGE_BYTES,
+        lifespan="on",
+    )
+    LOG.info("serving", extra={"fields": {"model": name, "host": settings.host, "port": settings.port}})
+    server = uvicorn.Server(config)
+    server.run()
+    return 0 if server.started else 1
