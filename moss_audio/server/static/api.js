@@ -94,6 +94,9 @@ export const modelNames = () =>
       throw error;
     }));
 
+/** Resolves when the server takes this browser's key, asking for one where it is needed. */
+export const checkKey = () => request("v1/models");
+
 async function form(file, name, fields = {}) {
   const data = new FormData();
   data.append("model", (await modelNames())[0]);

@@ -38,7 +38,7 @@ export class Conversation {
       if (!answer.content) bubble.replaceChildren(el("p", { className: "quiet", textContent: "(an empty answer)" }));
     } catch (error) {
       if (answer.content) bubble.append(el("p", { className: "quiet", textContent: "Stopped." }));
-      else [asked, bubble].forEach((node) => node.parentElement.remove());
+      else [asked, bubble].forEach((node) => node.remove());
       throw error;
     } finally {
       bubble.removeAttribute("aria-busy");
@@ -58,7 +58,7 @@ export class Conversation {
       this.#scroll();
       return result;
     } catch (error) {
-      bubble.parentElement.remove();
+      bubble.remove();
       throw error;
     } finally {
       bubble.removeAttribute("aria-busy");
@@ -67,7 +67,7 @@ export class Conversation {
 
   #add(kind) {
     const bubble = el("div", { className: `bubble ${kind}` });
-    this.#log.append(el("li", {}, bubble));
+    this.#log.append(bubble);
     this.#scroll();
     return bubble;
   }
