@@ -58,3 +58,6 @@ CONVERSE_FIELDS = ("intent", "details", "mood", "background", "urgency")
 """What is said of a caller: what is wanted, its particulars, how the caller feels, what sounds behind, how urgent."""
 
 CONVERSE = f"Describe the caller's request as a JSON object with the keys {', '.join(CONVERSE_FIELDS)}."
+
+PRESENT = "Is there {what} in the recording?"
+"""Whether something is heard; answered `Yes.` or `No.`"""

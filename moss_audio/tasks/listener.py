@@ -1,0 +1,153 @@
+"""How tasks put questions to a model: free ones, and ones whose answer has a form. Keeps count of what it costs.
+
+Knows windows and grammars; does not know what is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from moss_audio.audio import SAMPLE_RATE
+from moss_audio.inference.engine import MossAudio, Transcript, split_reasoning
+from moss_audio.inference.generate import Allowed, FinishReason, Usage, generate, room
+from moss_audio.inference.grammar import Options, State
+from moss_audio.inference.grammar_tokens import Constraint, vocabulary
+from moss_audio.inference.letters import is_silent
+from moss_audio.inference.longform import TRAINED_SECONDS, windows
+from moss_audio.inference.sampling import SamplingParams
+from moss_audio.inference.transcription import SILENCE_PEAK, Prompt, listen, loop_length
+from moss_audio.tasks.result import Cost
+
+ANSWER_TOKENS = 384
+"""The longest answer about one window: every field of a speech caption at its full length."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The text chosen and its probability among the texts that were allowed."""
+
+    text: str
+    probability: float
+
+
+class Listener:
+    """One run of a task over one recording."""
+
+    def __init__(self, model: MossAudio, params: SamplingParams, cancelled: Callable[[], bool]) -> None:
+        self.model, self.cancelled = model, cancelled
+        self._params = replace(params, stop=(), max_new_tokens=min(params.max_new_tokens, ANSWER_TOKENS))
+        self._usage, self._reasons = Usage(), set[FinishReason]()
+
+    def parts(self, samples: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+        """Windows of a recording with their starts in seconds; those in which nothing sounds are left out."""
+        for start, part in windows(samples):
+            if self.cancelled():
+                self._reasons.add("cancelled")
+                return
+            if sounds(part):
+                yield start, part
+
+    def ask(self, samples: np.ndarray, question: str, *, speech: bool = False) -> str:
+        """The model's own words, without reasoning; a loop at their end is cut and counts as `length`.
+
+        Empty where the question is about `speech` and nobody speaks.
+        """
+        prompt = self._listen(samples, question, speech)
+        return split_reasoning(self._write(prompt, None)[0])[1] if prompt else ""
+
+    def fill(self, samples: np.ndarray, question: str, grammar: State, *, speech: bool = False) -> Any:
+        """The value of an answer in JSON of the given form.
+
+        None where the caller stopped it, and where it is about `speech` and nobody speaks.
+        """
+        prompt = self._listen(samples, question, speech)
+        if prompt is None:
+            return None
+        text, _ = self._write(prompt, grammar)
+        return None if self.cancelled() else json.loads(text)
+
+    def choose(
+        self, samples: np.ndarray, question: str, texts: tuple[str, ...], *, speech: bool = False
+    ) -> Choice | None:
+        """One of `texts`, whichever the model finds likeliest; None in the cases of `fill`."""
+        prompt = self._listen(samples, question, speech)
+        if prompt is None:
+            return None
+        picked = Choice(*self._write(prompt, (Options(tuple(text.encode() for text in texts)),)))
+        return None if self.cancelled() else picked
+
+    def transcribe(self, samples: np.ndarray, params: SamplingParams | None = None) -> Transcript:
+        """What is said, with times."""
+        transcript = self.model.transcribe(samples, params=params, cancelled=self.cancelled)
+        self._usage += transcript.usage
+        self._reasons.add(transcript.finish_reason)
+        return transcript
+
+    def speaks(self, samples: np.ndarray) -> bool:
+        """Whether anybody speaks, as far as the model can tell."""
+        return self._listen(samples, "", speech=True) is not None
+
+    def cost(self, samples: np.ndarray) -> Cost:
+        """What the run has cost so far."""
+        order: tuple[FinishReason, ...] = ("cancelled", "length")
+        worst: FinishReason = next((reason for reason in order if reason in self._reasons), "stop")
+        return Cost(round(len(samples) / SAMPLE_RATE, 3), worst, self._usage)
+
+    def _listen(self, samples: np.ndarray, question: str, speech: bool) -> Prompt | None:
+        """The question as the model reads it; None where it is about `speech` and nobody speaks."""
+        if speech and not sounds(samples):
+            return None
+        backend = self.model.backend
+        prompt = listen(backend, self.model.processor, [samples], question)
+        logprobs = prompt.audio.letter_logprobs
+        silent = speech and logprobs is not None and is_silent(logprobs, backend.config.audio.letters)
+        return None if silent else prompt
+
+    def _write(self, prompt: Prompt, grammar: State | None) -> tuple[str, float]:
+        """The text of an answer and its probability."""
+        backend, tokenizer = self.model.backend, self.model.tokenizer
+        allowed: Allowed | None = None
+        if grammar is not None:
+            budget = min(self._params.max_new_tokens, room(backend, prompt.inputs))
+            allowed = Constraint(grammar, vocabulary(tokenizer, backend.config.decoder.vocab_size), budget)
+        ids, logprobs, text = list[int](), 0.0, ""
+        looping = False
+
+        def stopped() -> bool:
+            return looping or self.cancelled()
+
+        for event in generate(
+            backend, tokenizer, prompt.inputs, self._params, audio=prompt.audio, allowed=allowed, cancelled=stopped
+        ):
+            text += event.text
+            logprobs += event.logprob or 0.0
+            if event.token_id is not None:
+                ids.append(event.token_id)
+                looping = grammar is None and loop_length(ids) > 0
+            if event.usage is not None and event.finish_reason is not None:
+                self._usage += event.usage
+                self._reasons.add("length" if looping else event.finish_reason)
+        excess = loop_length(ids) if grammar is None else 0
+        return (tokenizer.decode(ids[:-excess]) if excess else text), math.exp(logprobs)
+
+
+def sounds(samples: np.ndarray) -> bool:
+    """Whether a clip holds anything above -60 dBFS."""
+    return len(samples) > 0 and float(np.abs(samples).max()) >= SILENCE_PEAK
+
+
+def excerpt(samples: np.ndarray) -> tuple[float, np.ndarray]:
+    """The loudest 30 s, with their start in seconds: for questions whose answer holds for the whole recording."""
+    length, step = int(TRAINED_SECONDS * SAMPLE_RATE), SAMPLE_RATE
+    if len(samples) <= length:
+        return 0.0, samples
+    energy = np.array([float(np.square(samples[i : i + step]).sum()) for i in range(0, len(samples), step)])
+    total = np.convolve(energy, np.ones(int(TRAINED_SECONDS)), "valid")
+    start = min(int(total.argmax()) * step, len(samples) - length)
+    return start / SAMPLE_RATE, samples[start : start + length]

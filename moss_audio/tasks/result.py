@@ -1,0 +1,73 @@
+"""What every task's result has: what it cost, and itself as text, as a JSON object and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from moss_audio.inference.generate import FinishReason, Usage
+
+Rows = tuple[Sequence[str], Sequence[Sequence[object]]]
+"""The head of a table and its rows."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of how long a recording an answer is, how it ended, and what it cost.
+
+    `finish_reason` is `length` where any of the model's texts was cut, and `cancelled` where the caller stopped it.
+    """
+
+    duration: float
+    finish_reason: FinishReason
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Result:
+    """A typed answer; every task has its own."""
+
+    cost: Cost
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object: the result's own fields, then `duration`, `finish_reason` and `usage`."""
+        own = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name != "cost"}
+        return own | asdict(self.cost)
+
+    def to_text(self) -> str:
+        """What a person reads first, without a line break at the end."""
+        raise NotImplementedError
+
+    def to_table(self) -> str:
+        """Columns of equal width, in the form of Markdown."""
+        head, rows = self.rows()
+        cells = [list(head), *([cell(value) for value in row] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["| " + " | ".join(text.ljust(n) for text, n in zip(row, widths, strict=True)) + " |" for row in cells]
+        return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+    def rows(self) -> Rows:
+        """The table's head and rows."""
+        raise NotImplementedError
+
+
+def cell(value: object) -> str:
+    """A value in a table: times with two decimals, nothing for None, no line breaks."""
+    text = "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+    return " ".join(text.replace("|", "/").split())
+
+
+def clock(seconds: float) -> str:
+    """A time a person reads: `0:07`, `1:02:30`."""
+    whole = int(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value  # type: ignore[call-overload]

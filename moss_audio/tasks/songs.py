@@ -1,0 +1,75 @@
+"""`music`: what plays, how fast, in which key. Says which of it was heard by the model and which was measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from moss_audio import signal
+from moss_audio.inference.grammar import array, integer, json_object, one_of, string
+from moss_audio.prompts import DESCRIBE_MUSIC
+from moss_audio.tasks.listener import Listener, excerpt, sounds
+from moss_audio.tasks.options import NoOptions
+from moss_audio.tasks.result import Result, Rows
+
+TEMPI = ("slow", "moderate", "fast")
+
+_MUSIC = json_object({
+    "instruments": array(string(40), max_items=6),
+    "tempo": one_of(TEMPI),
+    "bpm": integer(20, 400),
+    "key": one_of(signal.KEYS),
+    "metre": string(12),
+    "style": string(60),
+    "mood": string(60),
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Music:
+    """Music in the model's words; the fields are those of `prompts.MUSIC_FIELDS`."""
+
+    instruments: tuple[str, ...]
+    tempo: str
+    bpm: int
+    key: str
+    metre: str
+    style: str
+    mood: str
+
+
+@dataclass(frozen=True)
+class MusicResult(Result):
+    """`heard` is the model's answer about the loudest 30 s, None where nothing sounds.
+
+    `measured_tempo` and `measured_key` come from the signal of that part, and are None where there is no beat or no
+    tone. Where the two differ, the measure is the surer one: the Mini hears tempo and key by guess.
+    """
+
+    heard: Music | None
+    measured_tempo: signal.Tempo | None
+    measured_key: signal.Key | None
+
+    def to_text(self) -> str:
+        return "\n".join(f"{name}: {value} ({source})" for name, value, source in self.rows()[1]) or "No music."
+
+    def rows(self) -> Rows:
+        rows: list[tuple[str, object, str]] = []
+        for name, value in asdict(self.heard).items() if self.heard else ():
+            rows.append((name, ", ".join(value) if name == "instruments" else value, "model"))
+        if self.measured_tempo:
+            rows.append(("bpm", round(self.measured_tempo.bpm), "signal"))
+        if self.measured_key:
+            rows.append(("key", self.measured_key.name, "signal"))
+        return ("field", "value", "source"), rows
+
+
+def music(listener: Listener, samples: np.ndarray, options: NoOptions) -> MusicResult:
+    """The model's account of the music and the signal's."""
+    _, part = excerpt(samples)
+    if not sounds(part):
+        return MusicResult(listener.cost(samples), None, None, None)
+    fields = listener.fill(part, DESCRIBE_MUSIC, _MUSIC)
+    heard = Music(**{**fields, "instruments": tuple(fields["instruments"])}) if fields else None
+    return MusicResult(listener.cost(samples), heard, signal.tempo(part), signal.key(part))
