@@ -85,13 +85,13 @@ def create_app(
     _add_common(app)
     _add_refusals(app)
     app.add_middleware(BodyLimits, settings=settings)
-    if settings.cors_origins:
+    app.add_middleware(Gate, settings=settings, keys=keys)
+    app.add_middleware(Observer, metrics=service.metrics)
+    if settings.cors_origins:  # outermost, so that a page elsewhere can read refusals too
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type"], expose_headers=["X-Request-ID", "Retry-After"],
         )  # fmt: skip
-    app.add_middleware(Gate, settings=settings, keys=keys)
-    app.add_middleware(Observer, metrics=service.metrics)
     return app
 
 

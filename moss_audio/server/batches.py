@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from moss_audio.server import chat, transcripts
 from moss_audio.server.chat import new_id
 from moss_audio.server.refusals import Refusal, refusal
-from moss_audio.server.schemas import BatchList, BatchReply, ChatRequest, Counts, Deleted, FileList, FileReply
+from moss_audio.server.schemas import BatchList, BatchReply, Body, ChatRequest, Counts, Deleted, FileList, FileReply
 from moss_audio.server.schemas import Request as Schema
 from moss_audio.server.service import Service, owner_of, service_of
 from moss_audio.server.store import Batch, Line, Store, StoredFile
@@ -45,7 +45,7 @@ ENDPOINTS: Mapping[str, tuple[type[BaseModel], Answer]] = {
 """What a line may ask, with the schema of its body."""
 
 
-class BatchRequest(Schema):
+class BatchRequest(Body):
     input_file_id: str = Field(max_length=100)
     endpoint: str = Field(max_length=100)
     completion_window: str = Field("24h", max_length=16, description="ignored: batches are answered as time allows")

@@ -18,6 +18,24 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
+class Body(Request):
+    """A whole JSON body. JSON can spell lone surrogates, which are no text: nothing behind this has to expect them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        unread = [value]
+        while unread:
+            one = unread.pop()
+            if isinstance(one, dict):
+                unread += [*one.keys(), *one.values()]
+            elif isinstance(one, list):
+                unread += one
+            elif isinstance(one, str) and not one.isascii():
+                one.encode()  # UnicodeEncodeError is a ValueError, and as such an invalid value
+        return value
+
+
 class Reply(BaseModel):
     """What the server sends."""
 
@@ -81,7 +99,7 @@ class StreamOptions(Request):
     include_usage: bool = False
 
 
-class ChatRequest(Request):
+class ChatRequest(Body):
     """`top_k` and `repetition_penalty` are additions, as vLLM has them."""
 
     model_config = ConfigDict(

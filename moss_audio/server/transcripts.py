@@ -191,7 +191,7 @@ def _rendered(transcript: Transcript, wanted: Wanted) -> Response:
         case "text":
             return PlainTextResponse(f"{transcript.text}\n")
         case "srt" | "vtt":
-            kind = "application/x-subrip" if wanted.format == "srt" else "text/vtt"
+            kind = "application/x-subrip; charset=utf-8" if wanted.format == "srt" else "text/vtt"
             return PlainTextResponse(WRITERS[wanted.format](transcript.segments), media_type=kind)
         case _:
             return JSONResponse(_document(transcript, wanted).model_dump(exclude_none=True))
