@@ -29,7 +29,7 @@ SAMPLE_RATE = 16_000
 N_FFT = 400
 HOP_LENGTH = 160
 
-_CONTAINERS = "wav,w64,flac,mp3,ogg,mov,matroska,aac,aiff,caf,au,amr"
+CONTAINERS = "wav,w64,flac,mp3,ogg,mov,matroska,aac,aiff,caf,au,amr"
 """FFmpeg demuxers that read one self-contained file; HLS, DASH, concat and image sequences open others and are out."""
 
 _MAGIC = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"FORM", b"caff", b".snd", b"\xff\xfb")
@@ -193,7 +193,7 @@ def _open(file: BinaryIO, name: str, limits: Limits) -> Iterator[Recording]:
         with av.open(
             file,
             "r",
-            container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
+            container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"},
             metadata_errors="replace",
         ) as container:
             stream = container.streams.best("audio")

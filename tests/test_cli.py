@@ -34,7 +34,7 @@ class FakeModel:
             raise KeyboardInterrupt
         return name
 
-    def transcribe(self, audio, *, params):
+    def transcribe(self, audio, *, params, hotwords, progress, done):
         text = f"This is {self._name(audio)}."
         self.calls.append((audio, params))
         segment = Segment(0.5, 1.25, text, (Word("This", 0.5, 0.75),))
@@ -45,7 +45,7 @@ class FakeModel:
         self.calls.append((names, question, params))
         return Answer(f"{question} {' '.join(names)}", None, "stop", Usage(10, 5, 2.0, 3))
 
-    def stream(self, audio, question, *, params):
+    def stream(self, audio, question, *, params, hotwords):
         for word in f"Stream of {self._name(audio[0])}".split():
             yield TokenEvent(word + ",")
         yield TokenEvent("", finish_reason="stop", usage=Usage())
@@ -77,7 +77,9 @@ def test_json_is_one_object_a_line(fake, capsys):
         "file": "a.wav",
         "text": "This is a.wav.",
         "segments": [{"start": 0.5, "end": 1.25, "text": "This is a.wav."}],
+        "duration": 2.0,
         "finish_reason": "stop",
+        "notes": [],
         "usage": {"prompt_tokens": 10, "audio_tokens": 5, "audio_seconds": 2.0, "completion_tokens": 3},
     }
     assert second["file"] == "ü.wav"
@@ -89,12 +91,16 @@ def test_a_bad_file_does_not_stop_the_others(fake, capsys):
     out, err = capsys.readouterr()
     assert out == "This is c.wav.\n"
     assert "moss-audio: bad.wav: it is cut off in the middle\n" in err
-    assert "moss-audio: gone.wav: No such file or directory\n" in err
+    assert err.endswith(
+        "moss-audio: 2 failed:\n"
+        "moss-audio: bad.wav: it is cut off in the middle\nmoss-audio: gone.wav: No such file or directory\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("form", "expected"),
-    [("srt", "1\n00:00:00,500 -->"), ("vtt", "WEBVTT\n"), ("tsv", "start\tend\ttext\n500\t"), ("json", '{\n  "text"')],
+    [("srt", "1\n00:00:00,500 -->"), ("vtt", "WEBVTT\n"), ("tsv", "start\tend\ttext\n500\t"), ("json", '{\n  "text"'),
+     ("lrc", "[00:00.50]This")],
 )
 def test_formats(fake, capsys, form, expected):
     assert main(["transcribe", "a.wav", "--format", form]) == 0
@@ -140,7 +146,11 @@ def test_ask_takes_the_last_argument_as_the_question(fake, capsys):
         [], ["transcribe"], ["listen", "a.wav"], ["transcribe", "a.wav", "--frobnicate"], ["models", "more"],
         ["transcribe", "a.wav", "--json", "--stream"], ["transcribe", "a.wav", "--temperature", "-1"],
         ["transcribe", "a.wav", "--max-new-tokens", "0"], ["transcribe", "a.wav", "--backend", "abacus"],
-        ["transcribe", "a.wav", "b.wav", "--format", "srt"], ["ask", "a.wav"], ["ask", "a.wav", __file__],
+        ["transcribe", "a.wav", "b.wav", "--format", "srt"], ["transcribe", "a.wav", "--format", "srt,doc"],
+        ["transcribe", "a.wav", "--format", "srt,vtt"], ["transcribe", "a.wav", "--resume"],
+        ["transcribe", "a.wav", "--burn"], ["transcribe", "a.wav", "--output", "x", "--json"],
+        ["transcribe", "x/a.wav", "y/a.wav", "--output", "x"], ["transcribe", "a.wav", "--line-length", "1"],
+        ["ask", "a.wav"], ["ask", "a.wav", __file__],
     ],
 )  # fmt: skip
 def test_wrong_usage_is_status_2_before_a_model_is_loaded(fake, capsys, argv):

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "moss_audio"
 
 LAYERS = (
     {"errors", "config", "messages", "prompts", "shards", "weights"},
-    {"audio", "signal", "tokenizer", "transcript"},
+    {"audio", "signal", "tokenizer", "transcript", "video"},
     {"processor", "model"},
     {"checkpoint"},
     {"runtime"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import moss_audio
@@ -71,9 +72,11 @@ def source(name: str) -> str | BinaryIO:
     return sys.stdin.buffer if name == "-" else name
 
 
-def stream(model: MossAudio, names: list[str], question: str | None, params: SamplingParams) -> None:
+def stream(
+    model: MossAudio, names: list[str], question: str | None, params: SamplingParams, hotwords: Sequence[str] = ()
+) -> None:
     """Print an answer, or without a question a transcript, as it is written."""
-    for event in model.stream([source(name) for name in names], question, params=params):
+    for event in model.stream([source(name) for name in names], question, params=params, hotwords=hotwords):
         sys.stdout.write(event.text)
         sys.stdout.flush()
     sys.stdout.write("\n")

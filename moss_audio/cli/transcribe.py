@@ -1,67 +1,205 @@
-"""`moss-audio transcribe`: recordings to text, subtitles or JSON."""
+"""`moss-audio transcribe`: recordings to text, subtitles or JSON, one or many, on the screen or in a folder."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from moss_audio.cli.common import add_model, add_output, complain, json_line, load, sampling, source, stream, why
-from moss_audio.errors import MossAudioError
+from moss_audio.cli.common import INTERRUPTED, add_model, add_output, complain, load, sampling, source, stream, why
+from moss_audio.cli.recordings import Named, find, same_place
+from moss_audio.cli.results import Results
+from moss_audio.errors import MossAudioError, PromptError
 from moss_audio.prompts import TRANSCRIPT_BEAMS
-from moss_audio.transcript import WRITERS, Segment
+from moss_audio.transcript import WRITERS, SubtitleShape
 
 if TYPE_CHECKING:
     from moss_audio.cli.common import Commands
-    from moss_audio.inference.engine import Transcript
+    from moss_audio.inference.engine import MossAudio, Progress
+    from moss_audio.inference.passages import Passage
+    from moss_audio.inference.sampling import SamplingParams
+
+_SHAPE = ("line_length", "lines", "characters_per_second", "min_seconds")
+"""Options that are fields of `SubtitleShape`."""
 
 
 def add(commands: Commands) -> None:
     """Declare the command."""
-    command = commands.add_parser("transcribe", help="write down what is said", description="Write down what is said.")
-    command.add_argument("inputs", nargs="+", metavar="FILE", help="audio or video file; - reads standard input")
+    command = commands.add_parser(
+        "transcribe",
+        help="write down what is said",
+        description="Write down what is said. After Ctrl-C, what is written so far is printed or kept.",
+    )
+    inputs_help = "audio or video file, a folder of them, or a pattern in quotes; - reads standard input"
+    command.add_argument("inputs", nargs="+", metavar="FILE", help=inputs_help)
     output = command.add_mutually_exclusive_group()
-    output.add_argument("--format", choices=list(WRITERS), default="txt", help="form of the output (default: txt)")
-    add_output(output, "print a JSON object a line: file, text, segments, finish_reason, usage")
+    format_help = f"{', '.join(WRITERS)} (default: txt); several, with commas, go to --output"
+    output.add_argument("--format", type=_formats, default=["txt"], metavar="FORMAT", help=format_help)
+    add_output(output, "print a JSON object a line: file, text, segments, duration, finish_reason, notes, usage")
     add_model(command)
     beams_help = f"texts weighed at a time; 1 is fastest (default: {TRANSCRIPT_BEAMS})"
     command.add_argument("--beams", type=int, default=TRANSCRIPT_BEAMS, metavar="N", help=beams_help)
+    command.add_argument("--hotwords", metavar="WORDS", help="names and terms that may occur, with commas between them")
+    files = command.add_argument_group("files")
+    files.add_argument("--output", type=Path, metavar="DIR", help="write a file for each recording and format; "
+                       "recordings that have theirs are skipped")  # fmt: skip
+    files.add_argument("--overwrite", action="store_true", help="write them again")
+    files.add_argument("--resume", action="store_true", help="go on with transcripts that were interrupted")
+    video = files.add_mutually_exclusive_group()
+    video.add_argument("--burn", action="store_true", help="also a copy of the video with subtitles in the picture; "
+                       "needs the program ffmpeg")  # fmt: skip
+    video.add_argument("--track", action="store_true", help="also a copy with subtitles as a track, in Matroska")
+    subtitles = command.add_argument_group("subtitles (srt, vtt)")
+    subtitles.add_argument("--readable", action="store_true", help="lines and cues that are easy to read; "
+                           "the options below imply it")  # fmt: skip
+    rules = SubtitleShape()
+    subtitles.add_argument("--line-length", type=int, metavar="N", help=f"characters (default: {rules.line_length})")
+    subtitles.add_argument("--lines", type=int, metavar="N", help=f"lines in a cue (default: {rules.lines})")
+    subtitles.add_argument("--characters-per-second", type=float, metavar="N",
+                           help=f"reading speed (default: {rules.characters_per_second:g})")  # fmt: skip
+    subtitles.add_argument("--min-seconds", type=float, metavar="S",
+                           help=f"shortest cue (default: {rules.min_seconds:g})")  # fmt: skip
+    subtitles.add_argument("--word-cues", action="store_true", help="the time of every word, in vtt and lrc")
     command.set_defaults(command=_transcribe)
 
 
+def _formats(text: str) -> list[str]:
+    forms = text.split(",")
+    if wrong := [form for form in forms if form not in WRITERS]:
+        raise argparse.ArgumentTypeError(f"no format {wrong[0]!r}; valid: {', '.join(WRITERS)}")
+    return forms
+
+
 def _transcribe(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    if len(args.inputs) > 1 and args.format not in ("txt",):
-        parser.error(f"--format {args.format} writes one file at a time; use --json for many")
-    params, failed = sampling(args, parser, args.beams), False
+    recordings, failures = find(args.inputs)
+    _check(args, parser, recordings)
+    params, results = sampling(args, parser, args.beams), _results(args, parser)
+    if args.burn:
+        from moss_audio.video import find_ffmpeg
+
+        find_ffmpeg()
+    for name, reason in failures:
+        complain(f"{name}: {reason}")
+    wanted = [named for named in recordings if args.overwrite or not results.are_done(named)]
+    if len(wanted) < len(recordings):
+        skipped = len(recordings) - len(wanted)
+        print(f"{skipped} of {len(recordings)} recordings are done; --overwrite writes them again", file=sys.stderr)
+    whole = _each(wanted, results, args, params, failures) if wanted else True
+    if failures and len(recordings) > 1:
+        complain(f"{len(failures)} failed:")
+        for name, reason in failures:
+            complain(f"{name}: {reason}")
+    return int(bool(failures)) if whole else INTERRUPTED
+
+
+def _check(args: argparse.Namespace, parser: argparse.ArgumentParser, recordings: Sequence[Named]) -> None:
+    """Refuse, before anything is loaded, options that contradict each other."""
+    if args.output is None:
+        if len(args.format) > 1 or (len(recordings) > 1 and args.format != ["txt"]):
+            forms = ",".join(args.format)
+            parser.error(f"--format {forms} for several recordings or formats needs --output, or use --json")
+        for option in ("resume", "overwrite", "burn", "track"):
+            if getattr(args, option):
+                parser.error(f"--{option} needs --output, the folder of the results")
+    elif args.json or args.stream:
+        parser.error(f"--{'json' if args.json else 'stream'} prints and --output writes files; use --format json")
+    elif pair := same_place(recordings):
+        one, other = (named.name for named in pair)
+        parser.error(f"{one} and {other} would be written to the same file; give the folder above them")
+
+
+def _results(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Results:
+    given = {name: getattr(args, name) for name in _SHAPE if getattr(args, name) is not None}
+    try:
+        rules = SubtitleShape(**given) if given or args.readable else None
+    except PromptError as error:
+        parser.error(str(error))
+    video = "burn" if args.burn else "track" if args.track else None
+    return Results(args.output, args.format, args.json, rules, args.word_cues, video)
+
+
+def _each(
+    recordings: Sequence[Named],
+    results: Results,
+    args: argparse.Namespace,
+    params: SamplingParams,
+    failures: list[tuple[str, str]],
+) -> bool:
+    """Transcribe one after another, noting `failures`; False once Ctrl-C cut one short."""
     model = load(args)
-    for number, name in enumerate(args.inputs, 1):
-        if len(args.inputs) > 1:
-            print(f"[{number}/{len(args.inputs)}] {name}", file=sys.stderr, flush=True)
+    for number, named in enumerate(recordings, 1):
+        if len(recordings) > 1:
+            print(f"[{number}/{len(recordings)}] {named.name}", file=sys.stderr, flush=True)
         try:
             if args.stream:
-                stream(model, [name], None, params)
-                continue
-            transcript = model.transcribe(source(name), params=params)
+                stream(model, [named.name], None, params, _hotwords(args))
+            elif not _one(model, named, results, args, params):
+                return False
         except BrokenPipeError:
             raise
         except (MossAudioError, OSError) as error:
-            failed = True
-            complain(f"{name}: {why(error)}")
-            continue
-        sys.stdout.write(_transcript_line(name, transcript) if args.json else WRITERS[args.format](transcript.segments))
-        sys.stdout.flush()
-    return int(failed)
+            failures.append((named.name, why(error)))
+            complain(f"{named.name}: {why(error)}")
+    return True
 
 
-def _transcript_line(name: str, transcript: Transcript) -> str:
-    def timed(segment: Segment) -> dict[str, object]:
-        return {"start": segment.start, "end": segment.end, "text": segment.text}
+def _one(
+    model: MossAudio, named: Named, results: Results, args: argparse.Namespace, params: SamplingParams
+) -> bool:
+    """Transcribe one recording and hand out the result; False if Ctrl-C cut it short."""
+    from moss_audio.cli import unfinished
 
-    return json_line(
-        file=name,
-        text=transcript.text,
-        segments=[timed(segment) for segment in transcript.segments],
-        finish_reason=transcript.finish_reason,
-        usage=asdict(transcript.usage),
-    )
+    kept, hotwords = results.unfinished(named), _hotwords(args)
+    of = dict[str, Any]()
+    if kept is not None:
+        settings = {"model": args.model, "hotwords": hotwords, **asdict(params), "stop": list(params.stop)}
+        of = unfinished.fingerprint(named.name, settings)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+    found: list[Passage] = unfinished.restore(kept, of) if kept is not None and args.resume else []
+
+    def report(progress: Progress) -> None:
+        found.append(progress.passage)
+        if kept is not None:
+            unfinished.save(kept, of, found)
+        _show(progress)
+
+    try:
+        transcript = model.transcribe(
+            source(named.name), params=params, hotwords=hotwords, progress=report, done=tuple(found)
+        )
+        whole = True
+    except KeyboardInterrupt:
+        from moss_audio.inference.engine import Transcript
+
+        transcript, whole = Transcript.of(found, cancelled=True), False
+    if whole and kept is not None:
+        kept.unlink(missing_ok=True)
+    results.hand_out(named, transcript)
+    for note in transcript.notes:
+        complain(f"{named.name}: {note}")
+    if not whole:
+        complain(f"{named.name}: stopped at {transcript.duration:.1f} s" + ("; --resume goes on" if kept else ""))
+    return whole
+
+
+def _hotwords(args: argparse.Namespace) -> list[str]:
+    return [word.strip() for word in args.hotwords.split(",")] if args.hotwords else []
+
+
+def _show(progress: Progress) -> None:
+    """A line on the screen that is written over; nothing where nobody watches."""
+    if not sys.stderr.isatty():
+        return
+    total = f" of {_clock(progress.total)}" if progress.total else ""
+    left = f", {_clock(progress.seconds_left)} left" if progress.seconds_left is not None else ""
+    print(f"\r{_clock(progress.seconds)}{total}, {progress.windows} windows{left}\033[K", end="", file=sys.stderr)
+    is_last = progress.total is not None and progress.seconds > progress.total - 0.5
+    print(end="\n" if is_last else "", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

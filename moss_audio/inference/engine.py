@@ -51,14 +51,17 @@ class Transcript:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, passages: Sequence[Passage]) -> Transcript:
-        """The whole of `passages`, which follow one another; without any, nothing was heard before it was cancelled."""
+    def of(cls, passages: Sequence[Passage], cancelled: bool = False) -> Transcript:
+        """The whole of `passages`, which follow one another, or what there is of it where it was `cancelled`."""
+        reasons = {passage.finish_reason for passage in passages}
+        if cancelled or not passages:
+            reasons.add("cancelled")
         return cls(
             text=" ".join(passage.text for passage in passages if passage.text),
             segments=tuple(segment for passage in passages for segment in passage.segments),
             language=None,
             duration=round(passages[-1].end, 3) if passages else 0.0,
-            finish_reason=_worst({passage.finish_reason for passage in passages} or {"cancelled"}),
+            finish_reason=_worst(reasons),
             usage=sum((passage.usage for passage in passages), Usage()),
             notes=tuple(note for passage in passages for note in passage.notes),
         )
