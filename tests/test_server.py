@@ -12,6 +12,7 @@ from moss_audio.server.chat import Reasoning
 from moss_audio.server.keys import ApiKeys, digest, new_key
 from moss_audio.server.schemas import ChatChunk, ChatCompletion, ErrorReply, VerboseTranscription
 from moss_audio.server.settings import Settings, SettingsError
+from moss_audio.tasks import TASKS
 
 CHAT, TRANSCRIBE = "/v1/chat/completions", "/v1/audio/transcriptions"
 
@@ -276,3 +277,34 @@ def test_settings_say_what_is_wrong():
             Settings.read({f"MOSS_AUDIO_{name}": value})
     with pytest.raises(SettingsError, match="no API keys"):
         Settings(host="0.0.0.0").check_exposed(False)
+
+
+def test_every_task_has_a_route():
+    with client("[0.4]dog barking[1.2]") as http:
+        found = http.post("/v1/audio/events", files=file(), data={"gap": "0.2", "model": "mini"}).json()
+        assert [(event["label"], event["start"]) for event in found["events"]] == [("dog barking", 0.4)]
+        assert found["finish_reason"] == "stop" and found["usage"]["audio_seconds"] == 2.0
+        table = http.post("/v1/audio/events", files=file(), data={"response_format": "table"})
+        assert table.text.startswith("| ") and "dog barking" in table.text
+        choices = {"question": "Which?", "choices": ["a dog", "a cat"]}
+        assert http.post("/v1/audio/choose", files=file(), data=choices).status_code == 200
+        paths = http.get("/openapi.json").json()["paths"]
+        assert {f"/v1/audio/{name}" for name in TASKS} <= set(paths)
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "code"),
+    [("events", {"gap": "wide"}, "invalid_value"), ("events", {"gap": "nan"}, "invalid_prompt"),
+     ("ask", {}, "invalid_prompt"),
+     ("events", {"grep": "1"}, "invalid_prompt"), ("review", {"policy": "[" * 9999}, "invalid_value"),
+     ("events", {"response_format": "xml"}, "invalid_value"), ("choose", {"choices": ["x"] * 33}, "limit_exceeded")],
+)  # fmt: skip
+def test_task_options_that_are_not_valid(http, task, data, code):
+    refused(http.post(f"/v1/audio/{task}", files=file(), data=data), 400, code)
+
+
+def test_a_task_needs_a_recording_and_not_too_long_a_one(http):
+    refused(http.post("/v1/audio/describe", data={"model": "mini"}), 400, "invalid_value")
+    refused(http.post("/v1/audio/describe", json={}), 400, "invalid_value")
+    with client(max_task_seconds=1) as strict:
+        refused(strict.post("/v1/audio/describe", files=file()), 413, "audio_too_large")

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 import moss_audio
 from moss_audio.errors import MossAudioError
-from moss_audio.server import batches, chat, realtime, transcripts
+from moss_audio.server import batches, chat, realtime, task_routes, transcripts
 from moss_audio.server.body import BodyLimits
 from moss_audio.server.gate import Gate
 from moss_audio.server.keys import ApiKeys
@@ -80,7 +80,7 @@ def create_app(
     )
     app.state.service, app.state.store = service, Store(settings)
     app.state.live = realtime.LiveSessions(service)
-    for module in (chat, transcripts, realtime, batches):
+    for module in (chat, transcripts, task_routes, realtime, batches):
         app.include_router(module.router)
     _add_common(app)
     _add_refusals(app)

@@ -16,13 +16,14 @@ from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field, ValidationError
 
-from moss_audio.server import chat, transcripts
+from moss_audio.server import chat, task_routes, transcripts
 from moss_audio.server.chat import new_id
 from moss_audio.server.refusals import Refusal, refusal
 from moss_audio.server.schemas import BatchList, BatchReply, Body, ChatRequest, Counts, Deleted, FileList, FileReply
 from moss_audio.server.schemas import Request as Schema
 from moss_audio.server.service import Service, owner_of, service_of
 from moss_audio.server.store import Batch, Line, Store, StoredFile
+from moss_audio.tasks import TASKS, Task
 
 router = APIRouter()
 
@@ -38,9 +39,15 @@ POLL_SECONDS, EXPIRE_SECONDS = 1.0, 3600.0
 
 Answer = Callable[[Service, str, Any], Awaitable[BaseModel]]
 
+
+def _task_line(task: Task[Any]) -> Answer:
+    return lambda service, owner, body: task_routes.line(service, owner, task, body)
+
+
 ENDPOINTS: Mapping[str, tuple[type[BaseModel], Answer]] = {
     "/v1/chat/completions": (ChatRequest, chat.complete),
     "/v1/audio/transcriptions": (transcripts.TranscriptionLine, transcripts.complete),
+    **{f"/v1/audio/{task.name}": (task_routes.TaskLine, _task_line(task)) for task in TASKS.values()},
 }
 """What a line may ask, with the schema of its body."""
 

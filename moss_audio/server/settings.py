@@ -50,6 +50,7 @@ class Settings:
 
     max_clips: int = _setting(8, "recordings in one request", 1)
     max_audio_seconds: float = _setting(2 * 3600.0, "duration of one recording", 1)
+    max_task_seconds: float = _setting(1800.0, "duration of a recording for tasks other than transcripts", 1)
     max_held_seconds: float = _setting(4 * 3600.0, "duration of all recordings that are being answered", 1)
     max_messages: int = _setting(64, "messages of one conversation", 1)
     max_text_chars: int = _setting(32_000, "characters of all text of one request", 1)
