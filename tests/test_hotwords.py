@@ -1,0 +1,59 @@
+"""Names that the user expects win where the letters allow it, and only there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import VOCAB, ByteTokenizer, FakeBackend, FakeProcessor, letter_head
+
+from moss_audio.errors import PromptError
+from moss_audio.inference.engine import MossAudio
+from moss_audio.inference.hotwords import BEGIN, GO_ON, MAX_HOTWORDS, HotwordBias, check
+
+NOISE = np.random.default_rng(0).normal(0, 0.1, 16_000 * 3).astype(np.float32)
+KNOWN = b"call martin now."
+
+
+def plain_words(emitted: list[int]) -> np.ndarray:
+    """A language model that knows one sentence, byte by byte, and finds everything else improbable."""
+    logits = np.full(VOCAB, -9.0, np.float32)
+    place = len(emitted)
+    for shift in (0, -1, 1):  # a name may be a letter longer than the word that it is taken for
+        if 0 <= place + shift < len(KNOWN):
+            logits[KNOWN[place + shift]] = 2.0 - abs(shift)
+    logits[256] = 3.0 if place >= len(KNOWN) else -9.0
+    return logits
+
+
+def said(letters: str, *hotwords: str) -> str:
+    backend = FakeBackend(plain_words, letter_logprobs=lambda mels: letter_head(letters))
+    return MossAudio(backend, FakeProcessor()).transcribe(NOISE, hotwords=hotwords).text  # type: ignore[arg-type]
+
+
+def test_a_hotword_wins_where_it_was_said():
+    assert "Maarten" in said("call maarten now", "Maarten")
+    assert "Xavier" not in said("call maarten now", "Xavier")
+    assert "Maarten" not in said("call martin now", "Xavier", "Zoe")
+
+
+def test_a_hotword_that_was_not_said_stays_away():
+    text = said("call martin now", "Maarten Tromp", "Eleonora")
+    assert text.lower() == said("call martin now")
+
+
+def test_tokens_of_hotwords_begin_at_words_and_go_on():
+    encode = ByteTokenizer().encode
+    bias = HotwordBias(["Zoe", "Zack"], ByteTokenizer())
+    assert bias([]) == {ord("Z"): BEGIN}
+    assert bias(encode("said")) == {ord(" "): BEGIN}
+    assert bias(encode("said Z")) == {ord(" "): BEGIN, ord("o"): GO_ON, ord("a"): GO_ON}
+    assert bias(encode("said Zo")) == {ord(" "): BEGIN, ord("e"): GO_ON}
+    assert HotwordBias([], ByteTokenizer())(encode("said")) == {}
+
+
+def test_bad_lists_are_refused():
+    assert check([" Zoë  Li ", "Zoë Li"]) == ("Zoë Li",)
+    with pytest.raises(PromptError, match="an empty one"):
+        check(["", "x"])
+    with pytest.raises(PromptError, match=f"over {MAX_HOTWORDS}"):
+        check([str(i) for i in range(MAX_HOTWORDS + 1)])
