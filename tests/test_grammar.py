@@ -138,6 +138,16 @@ def test_bytes_that_are_no_text_are_not(bad):
     assert advance(string(), b'"' + bad) is None
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.text(min_size=1, max_size=1).filter(lambda c: ord(c) > 127), st.integers(1, 3), st.integers(0, 255))
+def test_whatever_begins_a_character_can_be_ended(character, n, byte):
+    encoded = character.encode("utf-8", "ignore")
+    state = advance(string(), b'"' + encoded[: min(n, len(encoded) - 1)] + bytes([byte]))
+    if state is not None:
+        written = (b'"' + encoded[: min(n, len(encoded) - 1)] + bytes([byte]) + closing(state)).decode()
+        assert len(json.loads(written)) <= 2
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.integers(-500, 500), st.integers(0, 700), st.integers(-1500, 1500))
 def test_a_number_is_accepted_just_where_it_is_in_range(low, width, value):

@@ -7,7 +7,6 @@ with one space after a comma or a colon; in strings, characters stand for themse
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,10 @@ DECIMALS = 6
 """Digits behind the point of a number that is not whole."""
 
 _QUOTE, _ESCAPE, _ESCAPED = ord('"'), ord("\\"), frozenset(b'"\\/bfnrt')
+
+
+_SECOND = {0xE0: (0xA0, 0xBF), 0xED: (0x80, 0x9F), 0xF0: (0x90, 0xBF), 0xF4: (0x80, 0x8F)}
+"""Second bytes of UTF-8 where not all of 80 to BF will do: others spell numbers too low or high, or surrogates."""
 
 
 class Piece(Protocol):
@@ -145,25 +148,28 @@ class Text:
     def _continue(self, byte: int) -> State | None:
         if self.pending[0] == _ESCAPE:
             return (Text(self.left),) if byte in _ESCAPED else None
-        character = self.pending + bytes([byte])
-        try:
-            whole = codecs.getincrementaldecoder("utf-8")().decode(character)
-        except UnicodeDecodeError:
+        low, high = _SECOND.get(self.pending[0], (0x80, 0xBF)) if len(self.pending) == 1 else (0x80, 0xBF)
+        if not low <= byte <= high:
             return None
-        return (Text(self.left, b"" if whole else character),)
+        character = self.pending + bytes([byte])
+        return (Text(self.left, b"" if len(character) == _size(character[0]) else character),)
 
     def closing(self) -> bytes:
         if not self.pending:
             return b'"'
         if self.pending[0] == _ESCAPE:
             return b'n"'
-        missing = (2 if self.pending[0] < 0xE0 else 3 if self.pending[0] < 0xF0 else 4) - len(self.pending)
-        # After E0 and F0 a second byte of 80 would spell a shorter character's number; A0 fits both.
-        overlong = len(self.pending) == 1 and self.pending[0] in (0xE0, 0xF0)
-        return b"\xa0" * overlong + b"\x80" * (missing - overlong) + b'"'
+        missing = _size(self.pending[0]) - len(self.pending)
+        second = bytes(_SECOND.get(self.pending[0], (0x80, 0))[:1]) if len(self.pending) == 1 else b""
+        return second + b"\x80" * (missing - len(second)) + b'"'
 
     def growth(self) -> int:
         return 3
+
+
+def _size(lead: int) -> int:
+    """Bytes of the character that begins with `lead`."""
+    return 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
 
 
 @dataclass(frozen=True)

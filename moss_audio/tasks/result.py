@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from moss_audio.inference.generate import FinishReason, Usage
+from moss_audio.transcript import Segment
 
 Rows = tuple[Sequence[str], Sequence[Sequence[object]]]
 """The head of a table and its rows."""
@@ -66,8 +67,13 @@ def clock(seconds: float) -> str:
 
 
 def _plain(value: object) -> Any:
+    """A value as JSON has it."""
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else value  # type: ignore[call-overload]
+    if isinstance(value, Segment):
+        return _plain(value.to_dict())
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    return value
