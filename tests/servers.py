@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import socket
+import sys
 import threading
 import time
 import wave
@@ -53,7 +54,8 @@ def model(text: str = "Hello there.", delay: float = 0.0) -> MossAudio:
 
 
 def app(text: str = "Hello there.", delay: float = 0.0, keys: ApiKeys | None = None, **settings: Any) -> Any:
-    return create_app(Settings(**settings), model(text, delay), keys=keys)
+    patient = {"requests_per_minute": 1_000_000, "burst": 1_000_000}  # tests poll
+    return create_app(Settings(**patient | settings), model(text, delay), keys=keys)
 
 
 @contextmanager
@@ -102,3 +104,8 @@ def question(text: str = "What is said?", clip: bytes | None = None, **more: Any
     data = base64.b64encode(wav() if clip is None else clip).decode()
     audio = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
     return {"messages": [{"role": "user", "content": [audio, {"type": "text", "text": text}]}], **more}
+
+
+if __name__ == "__main__":  # a server of its own, to be killed: python servers.py PORT STORE DELAY
+    port, store, delay = sys.argv[1:]
+    uvicorn.run(app(delay=float(delay), store=store), port=int(port), log_level="error")

@@ -19,7 +19,7 @@ CHAT, TRANSCRIBE = "/v1/chat/completions", "/v1/audio/transcriptions"
 
 @pytest.fixture(scope="module")
 def http():
-    with client(requests_per_minute=100_000, burst=100_000) as found:
+    with client() as found:
         yield found
 
 

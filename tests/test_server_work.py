@@ -324,7 +324,8 @@ def test_a_remote_recording_comes_from_the_address_that_was_checked():
 @pytest.mark.parametrize(
     "url",
     ["http://a.example/", "https://evil.example/", "https://a.example:8443/", "https://me@a.example/",
-     "https://b.example/", "https://a.example.evil.example/", "file:///etc/passwd", "https://127.0.0.1/", "https://[::1]/", "https://", "x", "",
+     "https://b.example/", "https://a.example.evil.example/", "file:///etc/passwd", "https://127.0.0.1/",
+     "https://[::1]/", "https://", "x", "",
      "https://a.example\\@evil.example/", "https://evilb.example/"],
 )  # fmt: skip
 def test_remote_urls_that_are_refused(url):
