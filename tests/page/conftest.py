@@ -26,7 +26,7 @@ EVENTS = "[0.4]dog barking[1.2][1.0]siren[2.5]"
 
 
 class Scripted(FakeBackend):
-    """Answers by what the prompt asks for, one prompt at a time; `pause` seconds go by before each token of an answer."""
+    """Answers by what the prompt asks for, one prompt at a time, with `pause` seconds before each token."""
 
     def __init__(self) -> None:
         super().__init__(self._next, letter_logprobs=lambda mels: letter_head("we walked along the river the boats"))
@@ -89,7 +89,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     if not CHROMIUM:
         pytest.skip("no Chromium; install it or name it in CHROMIUM")
-    heard = wav(tmp_path_factory.mktemp("microphone") / "speech.wav", load_audio(ROOT / "examples" / "speech_woman.ogg"))
+    speech = load_audio(ROOT / "examples" / "speech_woman.ogg")
+    heard = wav(tmp_path_factory.mktemp("microphone") / "speech.wav", speech)
     arguments = [
         "--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-audio-capture={heard}",

@@ -119,7 +119,7 @@ export async function* transcribe(file, name, signal) {
 }
 
 /** A typed task's answer, as the server's JSON. */
-export async function task(task, file, name, signal, options = {}) {
+export async function task(task, options, file, name, signal) {
   const response = await request(`v1/audio/${task}`, { body: await form(file, name, options), signal });
   return response.json();
 }

@@ -4,26 +4,15 @@ import * as api from "./api.js";
 import { Conversation } from "./chat.js";
 import { byId, clock, download, el } from "./dom.js";
 import * as history from "./history.js";
-import { showHistory } from "./sessions.js";
 import { Live } from "./live.js";
 import { announce, askKey, clearNotice, showError } from "./notice.js";
 import { picture } from "./paint.js";
 import { Player } from "./player.js";
 import { record } from "./recorder.js";
+import { showHistory } from "./sessions.js";
+import { optionsFor, TASKS } from "./tasks.js";
 import { Timeline } from "./timeline.js";
 import { segmentsOf, toSrt, toVtt, Transcript } from "./transcript.js";
-
-/** Tasks that need nothing but the recording, on a button each. */
-const TASKS = {
-  describe: "Describe",
-  summarize: "Summary",
-  speaker: "Speaker",
-  emotion: "Emotion",
-  music: "Music",
-  narrate: "Scene",
-  converse: "Caller",
-  review: "Review",
-};
 
 const player = new Player((time, playing) => {
   transcript.follow(time, playing);
@@ -156,23 +145,28 @@ const ask = (question) =>
     }
   }, () => ask(question)); // prettier-ignore
 
-const run = (task, title) =>
-  answer(async (signal) => {
+async function run(task) {
+  const options = await optionsFor(task);
+  if (!options) return;
+  const work = async (signal) => {
     const mine = session;
-    const result = await conversation.run(task, title, mine.file, mine.name, signal);
+    const result = await conversation.run(task, TASKS[task], options, mine.file, mine.name, signal);
     if (task !== "events" || mine !== session) return;
     mine.events = result.events ?? [];
     timeline.show(mine.events, player.duration);
     announce(`${mine.events.length} sound events found.`);
-  }, () => run(task, title)); // prettier-ignore
+  };
+  const attempt = () => answer(work, attempt);
+  await attempt();
+}
 
 async function recordNew() {
   clearNotice();
   player.pause();
   try {
     const file = await record();
-    const started = new Date().toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-    if (file) await open(file, `Recording ${started}.wav`);
+    const now = new Date().toLocaleString("sv").slice(0, 16).replace(":", "."); // 2025-01-31 14.05, sortable
+    if (file) await open(file, `Recording ${now}.wav`);
   } catch (error) {
     showError(error);
   }
@@ -207,16 +201,13 @@ function wire() {
   byId("export-png").onclick = () => save("png");
   byId("transcribe").onclick = transcribe;
   byId("transcribe-stop").onclick = () => transcribing?.abort();
-  byId("find-events").onclick = () => run("events", "Sound events");
+  byId("find-events").onclick = () => run("events");
   byId("to-recording").onclick = () => showView("recording");
   byId("to-live").onclick = () => showView("live");
   byId("open-history").onclick = () => showHistory((kept) => open(kept.file, kept.name, kept));
   byId("open-key").onclick = () => askKey();
-  byId("tasks").append(
-    ...Object.entries(TASKS).map(([task, textContent]) =>
-      el("button", { type: "button", className: "chip", textContent, onclick: () => run(task, textContent) }),
-    ),
-  );
+  const chip = (task) => el("button", { type: "button", className: "chip", textContent: TASKS[task], onclick: () => run(task) });
+  byId("tasks").append(...Object.keys(TASKS).filter((task) => task !== "events").map(chip));
   wireComposer();
   wireDrop();
   wireTheme();

@@ -48,10 +48,10 @@ export class Conversation {
   }
 
   /** Runs a task and shows its result; returns it. */
-  async run(task, title, file, name, signal) {
+  async run(task, title, options, file, name, signal) {
     const bubble = this.#pending();
     try {
-      const result = await api.task(task, file, name, signal);
+      const result = await api.task(task, options, file, name, signal);
       const message = { role: "task", title, result };
       this.messages.push(message);
       bubble.replaceChildren(...this.#result(message));
@@ -91,8 +91,9 @@ export class Conversation {
   }
 
   #result({ title, result }) {
-    const values = Object.values(result);
-    return [el("h3", { textContent: title }), this.#value(values.length === 1 ? values[0] : result)];
+    const { duration, finish_reason: ended, usage, ...own } = result;
+    const cut = ended === "length" ? [el("p", { className: "quiet", textContent: "The answer was cut off." })] : [];
+    return [el("h3", { textContent: title }), this.#value(unwrapped(own)), ...cut];
   }
 
   /** Any JSON as text, list, table or pairs; times become buttons that seek. */
@@ -128,6 +129,14 @@ export class Conversation {
     }
     return value && typeof value === "object" ? this.#value(value) : plain(value);
   }
+}
+
+/** What is inside, where there is but one thing: a description is its text. */
+function unwrapped(value) {
+  if (!value || typeof value !== "object") return value;
+  if ("text" in value && Object.keys(value).every((key) => ["start", "end", "text"].includes(key))) return value.text;
+  const inner = Object.values(value);
+  return inner.length === 1 ? unwrapped(inner[0]) : value;
 }
 
 const words = (name) => name.replaceAll("_", " ");

@@ -13,7 +13,9 @@ export async function listen(onChunk) {
   }
   let stream;
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
+    // What browsers do for telephony, suppressing all but a voice, would take away what is to be heard.
+    const raw = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+    stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, ...raw } });
   } catch (error) {
     throw new Error(REASONS[error.name] ?? `The microphone did not start: ${error.message}`);
   }
