@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from fakes import END, VOCAB, ByteTokenizer, FakeBackend, prompt
+from fakes import END, VOCAB, ByteTokenizer, FakeBackend, hashed, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -192,6 +192,21 @@ def test_generate_writes_what_the_grammar_allows_and_ends():
     assert collect(generate(
         FakeBackend(stubborn), ByteTokenizer(), prompt(), SamplingParams(), allowed=Constraint(grammar, BYTES, 60)
     ))[0].startswith('{"name": "zzzzz", "n": ')  # fmt: skip
+
+
+def test_keys_are_drafted_and_change_nothing():
+    grammar = json_object({"name": string(5), "colour": one_of(["red", "green"])})
+    texts, passes = [], []
+    for drafted in (False, True):
+        backend, form = FakeBackend(hashed), Constraint(grammar, BYTES, 90)
+        events = generate(
+            backend, ByteTokenizer(), prompt(), SamplingParams(), allowed=form, draft=form.draft if drafted else None
+        )
+        texts.append(collect(events)[0])
+        passes.append(backend.passes)
+    assert texts[0] == texts[1] and set(json.loads(texts[0])) == {"name", "colour"}
+    assert passes[1] < passes[0] / 2
+    assert Constraint(grammar, BYTES, 90).draft([]) == [*b'{"name": "']
 
 
 def test_a_budget_without_room_is_an_error_with_the_number_needed():

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from functools import lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moss_audio.errors import PromptError
 from moss_audio.inference.generate import stop_ids
-from moss_audio.inference.grammar import NO_LIMIT, State, Text, advance, closing, growth, is_whole, step
+from moss_audio.inference.grammar import NO_LIMIT, Literal, State, Text, advance, closing, growth, is_whole, step
 
 if TYPE_CHECKING:
     from moss_audio.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ class Vocabulary:
         self.bytes_of = {i: text for i in plain if (text := tokenizer.token_bytes(i))}
         pairs = sorted((text, i) for i, text in self.bytes_of.items())
         self._texts, self._ids = [text for text, _ in pairs], np.array([i for _, i in pairs], dtype=np.int64)
-        self._spellings = frozenset(self._texts)
+        self._id_of = {text: i for text, i in reversed(pairs)}
         self._sort_strings()
         self._fitting = lru_cache(_STATES)(self._walk)
         self._closers = lru_cache(_STATES)(self._close)
@@ -74,6 +75,17 @@ class Vocabulary:
     def cost(self, state: State) -> int:
         """The tokens of a short end of `state`, the end of the answer among them."""
         return self._spelt(closing(state)) + 1
+
+    def spell(self, text: bytes) -> list[int]:
+        """Tokens that spell `text`, each the longest that fits, as models mostly write."""
+        ids: list[int] = []
+        while text:
+            longest = next((n for n in range(min(len(text), LONGEST), 0, -1) if text[:n] in self._id_of), 0)
+            if not longest:
+                break
+            ids.append(self._id_of[text[:longest]])
+            text = text[longest:]
+        return ids
 
     def _sort_strings(self) -> None:
         """Characters that each token adds to a string it stays in, and the tokens that close one by what follows."""
@@ -127,7 +139,7 @@ class Vocabulary:
         """The fewest tokens that spell `text`."""
         fewest = [0]
         for end in range(1, len(text) + 1):
-            starts = (start for start in range(max(0, end - LONGEST), end) if text[start:end] in self._spellings)
+            starts = (start for start in range(max(0, end - LONGEST), end) if text[start:end] in self._id_of)
             fewest.append(1 + min((fewest[start] for start in starts), default=end))
         return fewest[-1]
 
@@ -156,13 +168,22 @@ class Constraint:
         self._words, self._budget, self._slack = words, budget, growth(grammar) + LONGEST
 
     def __call__(self, emitted: list[int]) -> np.ndarray:
+        """Which tokens may come after `emitted`, `[vocab]` bool; calls follow an answer as it grows."""
+        state, left = self._after(emitted), self._budget - len(emitted)
+        # Bytes are more than tokens: far from the end of the budget, that is all there is to check.
+        if left <= len(closing(state)) + self._slack and left <= self._words.cost(state) + self._slack:
+            return self._words.mask_within(state, left)
+        return self._words.mask(state)
+
+    def draft(self, emitted: list[int]) -> list[int]:
+        """What must come after `emitted`, for `generate` to verify in one pass: keys and what stands around them."""
+        forced = takewhile(lambda piece: isinstance(piece, Literal), self._after(emitted))
+        return self._words.spell(closing(tuple(forced)))
+
+    def _after(self, emitted: list[int]) -> State:
         for token in emitted[self._read :]:
             after = advance(self._state, self._words.bytes_of[token])
             assert after is not None, f"token {token} was not allowed"
             self._state = after
         self._read = len(emitted)
-        left = self._budget - len(emitted)
-        # Bytes are more than tokens: far from the end of the budget, that is all there is to check.
-        if left <= len(closing(self._state)) + self._slack and left <= self._words.cost(self._state) + self._slack:
-            return self._words.mask_within(self._state, left)
-        return self._words.mask(self._state)
+        return self._state

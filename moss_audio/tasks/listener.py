@@ -15,7 +15,7 @@ import numpy as np
 
 from moss_audio.audio import SAMPLE_RATE
 from moss_audio.inference.engine import MossAudio, Transcript, split_reasoning
-from moss_audio.inference.generate import Allowed, FinishReason, Usage, generate, room
+from moss_audio.inference.generate import FinishReason, Usage, generate, room
 from moss_audio.inference.grammar import Options, State
 from moss_audio.inference.grammar_tokens import Constraint, vocabulary
 from moss_audio.inference.letters import is_silent
@@ -112,10 +112,10 @@ class Listener:
     def _write(self, prompt: Prompt, grammar: State | None) -> tuple[str, float]:
         """The text of an answer and its probability."""
         backend, tokenizer = self.model.backend, self.model.tokenizer
-        allowed: Allowed | None = None
+        form: Constraint | None = None
         if grammar is not None:
             budget = min(self._params.max_new_tokens, room(backend, prompt.inputs))
-            allowed = Constraint(grammar, vocabulary(tokenizer, backend.config.decoder.vocab_size), budget)
+            form = Constraint(grammar, vocabulary(tokenizer, backend.config.decoder.vocab_size), budget)
         ids, logprobs, text = list[int](), 0.0, ""
         looping = False
 
@@ -123,7 +123,14 @@ class Listener:
             return looping or self.cancelled()
 
         for event in generate(
-            backend, tokenizer, prompt.inputs, self._params, audio=prompt.audio, allowed=allowed, cancelled=stopped
+            backend,
+            tokenizer,
+            prompt.inputs,
+            self._params,
+            audio=prompt.audio,
+            draft=form.draft if form else None,
+            allowed=form,
+            cancelled=stopped,
         ):
             text += event.text
             logprobs += event.logprob or 0.0
