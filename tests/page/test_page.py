@@ -99,6 +99,45 @@ def test_questions_are_answered_in_a_conversation(page, clip):
     assert second["messages"][1]["content"] == ANSWER and second["messages"][2]["content"] == "And how?"
 
 
+def test_events_lie_under_the_outline_and_seek(page, clip):
+    load(page, clip)
+    page.click("#find-events")
+    page.wait_for_selector("#timeline button")
+    dog, siren = page.query_selector_all("#timeline button")
+    assert dog.get_attribute("aria-label") == "dog barking, 0:00.4 to 0:01.2"
+    assert dog.query_selector(".bar").bounding_box()["width"] > 100
+    assert siren.bounding_box()["y"] > dog.bounding_box()["y"]  # they overlap, so each has a lane
+    siren.click()
+    page.wait_for_selector("#timeline button.now .label:text('siren')")
+    assert page.get_attribute("#stage", "aria-valuenow") == "1.0"
+    page.click("#log .time >> nth=1")
+    page.wait_for_selector("#stage[aria-valuenow='1.2']")
+
+
+def test_tasks_show_typed_results(page, clip):
+    load(page, clip)
+    page.click("#tasks button:text('Describe')")
+    page.wait_for_selector("#log h3:text('Describe')")
+    assert "along a river" in page.text_content("#log")
+    page.click("#tasks button:text('Choose')")
+    page.fill("#option-question", "Who speaks?")
+    page.fill("#option-choices", "a man\na woman")
+    page.click("#options button.primary")
+    page.wait_for_selector("#log h3:text('Choose')")
+    assert re.search("answera (wo)?man", page.text_content("#log dl")) and "usage" not in page.text_content("#log")
+    page.click("#tasks button:text('Practice')")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#options")
+
+
+def test_every_task_of_the_page_is_one_of_the_servers():
+    from moss_audio.tasks import TASKS
+
+    listed = (STATIC / "tasks.js").read_text("utf-8").split("TASKS = {")[1].split("}")[0]
+    names = re.findall(r"^\s+(\w+):", listed, re.MULTILINE)
+    assert set(names) == set(TASKS) - {"transcribe", "ask"}  # those have their own panels
+
+
 def test_an_answer_can_be_stopped(page, clip, backend):
     load(page, clip)
     backend.pause = 0.1
@@ -153,9 +192,10 @@ REFUSED = {
 
 def test_refusals_are_said_in_plain_words(page, clip):
     load(page, clip)
+    refused = list(REFUSED)
     error = {"error": {"message": "told by the server", "type": "x", "param": None, "code": "x"}}
-    for status, words in REFUSED.items():
-        page.route("**/v1/audio/**", lambda route, code=status: route.fulfill(status=code, json=error), times=1)
+    page.route("**/v1/audio/**", lambda route: route.fulfill(status=refused.pop(0), json=error))
+    for words in REFUSED.values():
         page.click("#transcribe")
         page.wait_for_selector(f"#notice strong:has-text('{words}')")
         assert "told by the server" in page.text_content("#notice") and page.is_visible("#transcribe")

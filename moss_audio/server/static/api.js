@@ -97,10 +97,11 @@ export const modelNames = () =>
 /** Resolves when the server takes this browser's key, asking for one where it is needed. */
 export const checkKey = () => request("v1/models");
 
+/** A field with several values is a list. */
 async function form(file, name, fields = {}) {
   const data = new FormData();
   data.append("model", (await modelNames())[0]);
-  for (const [field, value] of Object.entries(fields)) data.append(field, value);
+  for (const [field, values] of Object.entries(fields)) for (const value of [values].flat()) data.append(field, value);
   data.append("file", file, name);
   return data;
 }
@@ -109,10 +110,9 @@ async function form(file, name, fields = {}) {
 export async function* transcribe(file, name, signal) {
   const body = await form(file, name, {
     response_format: "verbose_json",
-    "timestamp_granularities[]": "word",
+    "timestamp_granularities[]": ["word", "segment"],
     stream: "true",
   });
-  body.append("timestamp_granularities[]", "segment");
   const response = await request("v1/audio/transcriptions", { body, signal });
   if (response.headers.get("Content-Type")?.startsWith("text/event-stream")) yield* events(response);
   else yield { type: "transcript.text.done", ...(await response.json()) };
