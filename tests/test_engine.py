@@ -202,6 +202,20 @@ def test_cancelling_ends_a_long_transcript_with_what_was_said():
     assert engine.backend.encoded == 2
 
 
+def test_cancelling_between_windows_is_told_too_and_can_be_gone_on_with():
+    samples, answers = speech_with_pauses(70, [21.0, 45.0]), ["One.", "Two.", "Three."]
+    whole = model(scripted(*answers)).transcribe(samples)
+    engine, passages = model(scripted(*answers)), []
+
+    def enough():
+        return len(passages) == 1
+
+    part = engine.transcribe(samples, cancelled=enough, progress=lambda p: passages.append(p.passage))
+    assert (part.text, part.finish_reason, engine.backend.encoded) == ("One.", "cancelled", 1)
+    assert model(scripted(*answers[1:])).transcribe(samples, done=passages) == whole
+    assert model(scripted("One.")).transcribe(NOISE, cancelled=lambda: len(passages) > 9).finish_reason == "stop"
+
+
 def test_ask_hears_several_clips_in_one_prompt():
     engine = model(scripted("The second."))
     answer = engine.ask([NOISE, NOISE[:16_000]], "Which is shorter?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import sys
 from pathlib import Path
@@ -150,6 +151,15 @@ def test_ctrl_c_prints_what_there_is(says, tmp_path, capsys):
     assert main(["transcribe", str(write_wav(tmp_path / "long.wav", 40))]) == 130
     out, err = capsys.readouterr()
     assert out == "One.\n" and "stopped at" in err
+
+
+def test_who_watches_sees_how_long_it_takes(says, tmp_path, capsys, monkeypatch):
+    says("One.", "Two.", "Three.")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["transcribe", str(write_wav(tmp_path / "long.wav", 70))]) == 0
+    lines = capsys.readouterr().err.replace("\033[K", "").split("\r")
+    assert re.fullmatch(r"0:2\d of 1:10, 1 windows, 0:\d\d left", lines[1])
+    assert len(lines) == 4 and lines[-1] == ""
 
 
 def test_subtitles_can_be_made_readable(says, tmp_path, capsys):

@@ -186,18 +186,18 @@ def _one(
 
 
 def _hotwords(args: argparse.Namespace) -> list[str]:
-    return [word.strip() for word in args.hotwords.split(",")] if args.hotwords else []
+    return [word.strip() for word in (args.hotwords or "").split(",") if word.strip()]
 
 
 def _show(progress: Progress) -> None:
-    """A line on the screen that is written over; nothing where nobody watches."""
-    if not sys.stderr.isatty():
+    """A line on the screen that is written over; nothing where nobody watches or there is nothing to wait for."""
+    is_last = progress.total is not None and progress.seconds > progress.total - 0.5
+    if not sys.stderr.isatty() or (is_last and progress.windows == 1):
         return
     total = f" of {_clock(progress.total)}" if progress.total else ""
     left = f", {_clock(progress.seconds_left)} left" if progress.seconds_left is not None else ""
-    print(f"\r{_clock(progress.seconds)}{total}, {progress.windows} windows{left}\033[K", end="", file=sys.stderr)
-    is_last = progress.total is not None and progress.seconds > progress.total - 0.5
-    print(end="\n" if is_last else "", file=sys.stderr, flush=True)
+    line = "" if is_last else f"{_clock(progress.seconds)}{total}, {progress.windows} windows{left}"
+    print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

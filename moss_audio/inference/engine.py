@@ -136,13 +136,14 @@ class MossAudio:
 
         Raises `AudioError` when the recording cannot be used and `PromptError` for hotwords that cannot be.
         """
-        found, began = list(done), time.monotonic()
+        found, began = [passage for passage in done if passage.finish_reason != "cancelled"], time.monotonic()
+        n_done = len(found)
         with _open(audio) as recording:
-            passages = self.passages(recording, params=params, hotwords=hotwords, cancelled=cancelled, done=done)
+            passages = self.passages(recording, params=params, hotwords=hotwords, cancelled=cancelled, done=found)
             for passage in passages:
                 found.append(passage)
                 if progress is not None:
-                    progress(_progress(found, len(done), recording.seconds, time.monotonic() - began))
+                    progress(_progress(found, n_done, recording.seconds, time.monotonic() - began))
         return Transcript.of(found)
 
     def passages(
@@ -244,11 +245,12 @@ class MossAudio:
             raise PromptError("hotwords need the search; leave temperature 0, repetition_penalty 1 and stop empty")
         with _open(audio) as recording:
             for at, samples in windows(recording.blocks, self.voice, start):
+                if cancelled():  # an empty window says that more would have come
+                    yield Heard(at, 0.0, None, ended="cancelled")
+                    return
                 yield hear(
                     self.backend, self.processor, samples, at, voice=self.voice, timed=timed, hotwords=words
                 )
-                if cancelled():
-                    return
 
 
 def _sources(audio: AudioSource | Sequence[AudioSource]) -> list[AudioSource]:

@@ -37,8 +37,9 @@ SPARE_TOKENS = 32
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """A window after the encoder; `start` and `duration` in seconds. `prompt` is None where nobody speaks.
+    """A window after the encoder; `start` and `duration` in seconds.
 
+    `prompt` is None where there is nothing to write, and `ended` says why: nobody speaks, or the caller has enough.
     The answer to a `timed` prompt has time stamps in its text.
     """
 
@@ -47,6 +48,7 @@ class Heard:
     prompt: Prompt | None
     timed: bool = False
     hotwords: tuple[str, ...] = ()
+    ended: FinishReason = "stop"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +105,7 @@ def write(
 ) -> Iterator[TokenEvent]:
     """Stream the text of a window. An answer that turns in a loop, or outgrows the recording, ends with `length`."""
     if heard.prompt is None:
-        yield TokenEvent("", finish_reason="stop", usage=Usage(audio_seconds=heard.duration))
+        yield TokenEvent("", finish_reason=heard.ended, usage=Usage(audio_seconds=heard.duration))
         return
     inputs, audio = heard.prompt.inputs, heard.prompt.audio
     logprobs, letters = audio.letter_logprobs, backend.config.audio.letters
