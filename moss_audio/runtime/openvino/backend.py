@@ -211,6 +211,8 @@ def _properties(
     """Compiler properties (docs.openvino.ai, "CPU device")."""
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if device.startswith("CPU"):
+        # Pinned, every process that loads a model would sit on the same first cores, whoever else runs there.
+        properties["ENABLE_CPU_PINNING"] = False
         properties["INFERENCE_PRECISION_HINT"] = "f32" if activations == "float32" else "bf16"
         if precision == "float32":
             properties |= {"KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
