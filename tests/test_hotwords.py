@@ -8,7 +8,7 @@ from fakes import VOCAB, ByteTokenizer, FakeBackend, FakeProcessor, letter_head
 
 from moss_audio.errors import PromptError
 from moss_audio.inference.engine import MossAudio
-from moss_audio.inference.hotwords import BEGIN, GO_ON, MAX_HOTWORDS, HotwordBias, check
+from moss_audio.inference.hotwords import BEGIN, MAX_HOTWORDS, PER_LETTER, HotwordBias, check
 
 NOISE = np.random.default_rng(0).normal(0, 0.1, 16_000 * 3).astype(np.float32)
 KNOWN = b"call martin now."
@@ -46,9 +46,18 @@ def test_tokens_of_hotwords_begin_at_words_and_go_on():
     bias = HotwordBias(["Zoe", "Zack"], ByteTokenizer())
     assert bias([]) == {ord("Z"): BEGIN}
     assert bias(encode("said")) == {ord(" "): BEGIN}
-    assert bias(encode("said Z")) == {ord(" "): BEGIN, ord("o"): GO_ON, ord("a"): GO_ON}
-    assert bias(encode("said Zo")) == {ord(" "): BEGIN, ord("e"): GO_ON}
+    assert bias(encode("said Z")) == {ord(" "): BEGIN, ord("o"): PER_LETTER, ord("a"): PER_LETTER}
+    assert bias(encode("said Zo")) == {ord(" "): BEGIN, ord("e"): PER_LETTER}
+    assert bias(encode("Z"))[ord("o")] == 2 * PER_LETTER  # with the letter that began the text
+    assert HotwordBias(["X"], ByteTokenizer())([]) == {ord("X"): PER_LETTER}
     assert HotwordBias([], ByteTokenizer())(encode("said")) == {}
+
+
+def test_confidence_is_the_models_own():
+    backend = FakeBackend(plain_words, letter_logprobs=lambda mels: letter_head("call maarten now"))
+    engine = MossAudio(backend, FakeProcessor())  # type: ignore[arg-type]
+    plain, favoured = (engine.transcribe(NOISE, hotwords=words).segments[0] for words in ((), ("Maarten",)))
+    assert 0 < favoured.confidence < plain.confidence < 1
 
 
 def test_bad_lists_are_refused():

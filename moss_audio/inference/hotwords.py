@@ -1,8 +1,8 @@
 """Names and terms that a user expects: in the prompt, or as a lower price in the search. Knows no audio.
 
-A language model finds rare names improbable and writes a common word that sounds alike. The search therefore counts
-a token that begins a hotword as no less probable than `BEGIN`, and one that goes on with it as no less than `GO_ON`;
-the letters still have their say, so a name that was not said costs what its letters cost.
+A language model finds rare names improbable and writes a common word that sounds alike, and names are spelt unlike
+they sound, which the letters hold against them. So in the search a token that begins a hotword counts as no less
+probable than `BEGIN`, and going on with it is worth `PER_LETTER`; a name that was not said still costs more than that.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from moss_audio.errors import PromptError
 if TYPE_CHECKING:
     from moss_audio.tokenizer import Tokenizer
 
-BEGIN = -3.0
-"""The least log-probability of a token that begins a hotword: that of a likely word among others."""
+BEGIN = -2.0
+"""The least log-probability that a token counts as which begins a hotword: that of a likely word among others."""
 
-GO_ON = -0.5
-"""The least log-probability of a token that continues one."""
+PER_LETTER = 0.7
+"""Nats for every letter of a hotword, once its second token is written (or its only one): about what a letter of
+ordinary text costs."""
 
 MAX_HOTWORDS = 200
 """Each is one more token to weigh at every step; a long list also makes wrong matches likely."""
@@ -44,17 +45,21 @@ def with_hotwords(question: str, hotwords: Sequence[str]) -> str:
 
 
 class HotwordBias:
-    """Given the tokens of a text, the tokens that begin or continue a hotword and the least that each counts."""
+    """Given the tokens of a text, the tokens that begin or continue a hotword, and the least that each counts as."""
 
     def __init__(self, hotwords: Sequence[str], tokenizer: Tokenizer) -> None:
-        self._next: dict[tuple[int, ...], dict[int, float]] = {}
         self._first: dict[int, float] = {}
+        self._begin: dict[int, float] = {}
+        self._next: dict[tuple[int, ...], dict[int, float]] = {}
         for word in hotwords:
-            self._first[tokenizer.encode(word)[0]] = BEGIN
-            for tokens in (tokenizer.encode(word), tokenizer.encode(f" {word}")):
+            for text, begins in ((word, self._first), (f" {word}", self._begin)):
+                tokens = tokenizer.encode(text)
+                begins.setdefault(tokens[0], BEGIN)
+                if len(tokens) == 1:
+                    begins[tokens[0]] = PER_LETTER * len(word)
                 for at in range(1, len(tokens)):
-                    self._next.setdefault(tuple(tokens[:at]), {})[tokens[at]] = GO_ON
-        self._begin = {tokenizer.encode(f" {word}")[0]: BEGIN for word in hotwords}
+                    written = tokenizer.decode(tokens[at : at + 1] if at > 1 else tokens[:2]).strip()
+                    self._next.setdefault(tuple(tokens[:at]), {})[tokens[at]] = PER_LETTER * len(written)
         self._longest = max(map(len, self._next), default=0)
 
     def __call__(self, tokens: Sequence[int]) -> Mapping[int, float]:

@@ -32,12 +32,16 @@ Bias = Callable[[Sequence[int]], Mapping[int, float]]
 
 @dataclass(frozen=True, eq=False)
 class Hypothesis:
-    """A text under way: its tokens, their log-probabilities, where it is in the letters, and its joint score."""
+    """A text under way: its tokens, their log-probabilities, where it is in the letters, and its joint score.
+
+    `favour` is what a bias has added to the log-probabilities, in the score.
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     place: Place
     score: float
+    favour: float = 0.0
 
 
 def beam_search(
@@ -111,15 +115,15 @@ def _extend(
     logprobs = logits - peak - np.log(np.exp(logits - peak).sum())
     likely = np.argpartition(logprobs, -CANDIDATES)[-CANDIDATES:].tolist()
     wanted = bias(beam.tokens) if bias else {}
-    for token, floor in wanted.items():
-        logprobs[token] = max(logprobs[token], floor)
     tokens = list(dict.fromkeys([*likely, *draft(list(beam.tokens))[:1], *wanted]))
     said = sum(beam.logprobs)
     for token, place in zip(tokens, guide.extend(beam.place, tokens), strict=True):
         cost = float(place.costs[-1] if token in ends else place.costs.min())
         behind = len(place.costs) - 1 if token in ends else int(place.costs.argmin())
-        score = said + float(logprobs[token]) - LETTERS_WEIGHT * cost + PROGRESS * behind
-        yield Hypothesis((*beam.tokens, token), (*beam.logprobs, float(logprobs[token])), place, score)
+        logprob = float(logprobs[token])
+        favour = beam.favour + max(0.0, wanted.get(token, logprob) - logprob)
+        score = said + logprob + favour - LETTERS_WEIGHT * cost + PROGRESS * behind
+        yield Hypothesis((*beam.tokens, token), (*beam.logprobs, logprob), place, score, favour)
 
 
 def _common(texts: list[tuple[int, ...]]) -> int:
