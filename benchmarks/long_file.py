@@ -1,0 +1,158 @@
+"""A long recording, composed of clips with known words: `python benchmarks/long_file.py MANIFEST [--minutes 180]`.
+
+Clips of the manifest (`audio`, `text`) follow one another with pauses between them, over and over, as a FLAC file. It
+prints
+
+- the word error rate within 3 s of the seams between windows, beside that of all other words;
+- drift: how far words near the end lie from where they lie when their clip is transcribed alone, plus its start;
+- the peak of memory beyond what the model takes for one window, and the speed.
+
+The place of a word in its clip is taken to be that of its letters; each seam is where a window really ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+import moss_audio
+from moss_audio.audio import SAMPLE_RATE, load_audio
+from moss_audio.data.manifest import read_manifest
+from moss_audio.evaluation.metrics import ErrorRate
+from moss_audio.evaluation.normalise import english
+from moss_audio.inference.engine import Progress
+
+SEAM_SECONDS = 3.0
+LAST_CLIPS = 5
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A clip in the recording."""
+
+    path: Path
+    start: float
+    seconds: float
+    words: tuple[str, ...]
+
+
+def compose(manifest: Path, minutes: float, target: Path, seed: int = 0) -> list[Placed]:
+    """Write the recording at `target`, clip by clip, and return what is where."""
+    random, placed, n_samples = np.random.default_rng(seed), list[Placed](), 0
+    rows = read_manifest(manifest)
+    with av.open(target, "w", format="flac") as out:
+        track = out.add_stream("flac", rate=SAMPLE_RATE, layout="mono")
+
+        def add(samples: np.ndarray) -> None:
+            pcm = np.clip(32767 * samples, -32768, 32767).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = SAMPLE_RATE, n_samples
+            out.mux(track.encode(frame))
+
+        for row in itertools.cycle(rows):
+            if n_samples > minutes * 60 * SAMPLE_RATE:
+                break
+            path = manifest.parent / row["audio"]
+            clip = load_audio(path)
+            words = tuple(english(row["text"]))
+            placed.append(Placed(path, n_samples / SAMPLE_RATE, len(clip) / SAMPLE_RATE, words))
+            pause = random.normal(0, 1e-3, int(random.uniform(0.2, 1.5) * SAMPLE_RATE)).astype(np.float32)
+            for samples in (clip, pause):
+                add(samples)
+                n_samples += len(samples)
+        out.mux(track.encode())
+    return placed
+
+
+def word_times(clip: Placed) -> list[float]:
+    """Where the words of a clip are, in the recording, by their letters."""
+    ends = np.cumsum([len(word) for word in clip.words])
+    return [clip.start + clip.seconds * (end - len(word) / 2) / ends[-1]
+            for end, word in zip(ends, clip.words, strict=True)]  # fmt: skip
+
+
+def errors_by_word(reference: Sequence[str], hypothesis: Sequence[str]) -> np.ndarray:
+    """Edits `[len(reference)]` of the cheapest alignment: each at its word, insertions at the word before them."""
+    n, m = len(reference), len(hypothesis)
+    ids = {word: i for i, word in enumerate({*reference, *hypothesis})}
+    wanted, got = (np.array([ids[word] for word in words], np.int32) for words in (reference, hypothesis))
+    steps = np.arange(m + 1, dtype=np.int32)
+    row, moves = steps.copy(), np.zeros((n + 1, m + 1), np.int8)  # 0 left (insertion), 1 both, 2 up (deletion)
+    for i in range(1, n + 1):
+        both, up = row[:-1] + (got != wanted[i - 1]), row[1:] + 1
+        new = np.concatenate([[i], np.minimum(both, up)]).astype(np.int32)
+        best = np.minimum.accumulate(new - steps) + steps
+        moves[i, 1:] = np.where(best[1:] == both, 1, np.where(best[1:] == up, 2, 0))
+        moves[i, 0], row = 2, best
+    errors, i, j = np.zeros(n, np.int32), n, m
+    while i or j:
+        move = moves[i, j]
+        errors[max(i - 1, 0)] += 1 if move != 1 else int(wanted[i - 1] != got[j - 1])
+        i, j = i - (move != 0), j - (move != 2)
+    return errors
+
+
+def drift(model: moss_audio.MossAudio, whole: moss_audio.Transcript, clips: Sequence[Placed]) -> list[float]:
+    """Seconds by which words of `clips` lie later in the whole than in the clip alone, for words found in both."""
+    found = []
+    for clip in clips:
+        alone = [word for segment in model.transcribe(clip.path).segments for word in segment.words]
+        inside = [word for segment in whole.segments for word in segment.words
+                  if clip.start - 0.5 <= word.start <= clip.start + clip.seconds + 0.5]  # fmt: skip
+        for word in alone:
+            same = [other.start - clip.start - word.start for other in inside if other.text == word.text]
+            if same and min(map(abs, same)) < 1.0:
+                found.append(min(same, key=abs))
+    return found
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Seams, drift and memory of a long recording.")
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--minutes", type=float, default=180)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--beams", type=int, default=4)
+    args = parser.parse_args()
+    model, params = moss_audio.load(args.model), moss_audio.SamplingParams(n_beams=args.beams)
+    with tempfile.TemporaryDirectory() as folder:
+        recording = Path(folder, "long.flac")
+        clips = compose(args.manifest, args.minutes, recording)
+        model.transcribe(np.resize(load_audio(clips[0].path), 28 * SAMPLE_RATE), params=params)
+        before, began, seams = peak_bytes(), time.perf_counter(), list[float]()
+
+        def report(progress: Progress) -> None:
+            seams.append(progress.passage.end)
+
+        whole = model.transcribe(recording, params=params, progress=report)
+    busy, after = time.perf_counter() - began, peak_bytes()
+    times = np.array([at for clip in clips for at in word_times(clip)])
+    errors = errors_by_word([word for clip in clips for word in clip.words], english(whole.text))
+    near = np.abs(times[:, None] - np.array(seams[:-1] or [-1e9])).min(axis=1) < SEAM_SECONDS
+    for name, chosen in (("near seams", near), ("elsewhere", ~near)):
+        rate = ErrorRate(int(errors[chosen].sum()), int(chosen.sum()))
+        print(f"{name}: {rate.value:.1%} of {rate.words} words wrong")
+    shifts = drift(model, whole, clips[-LAST_CLIPS:])
+    median = f"{1000 * float(np.median(shifts)):+.0f} ms over {len(shifts)} words" if shifts else "no word in common"
+    print(f"drift at the end: {median}")
+    print(f"memory beyond one window: {(after - before) / 1e6:.0f} MB at most, of {after / 1e6:.0f} MB in all")
+    print(f"{whole.duration / 60:.1f} min in {len(seams)} windows, {busy / whole.duration:.3f} of real time; "
+          f"{whole.finish_reason}; {len(whole.notes)} notes")  # fmt: skip
+    for note in whole.notes:
+        print(f"  {note}")
+
+
+if __name__ == "__main__":
+    main()
