@@ -95,12 +95,24 @@ class Attention(nn.Module):
         if self.has_norms:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is None and q.requires_grad and q.device.type == "cpu":
+            return self.o_proj(causal_attention(q, k, v).transpose(1, 2).flatten(2))
         mask = None
         if cache is not None:
             k, v = cache.append(layer, k, v, positions)
             mask = torch.arange(k.shape[2], device=x.device) <= positions[:, None, :, None]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).flatten(2))
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention `[B, H, T, D]` with grouped `k, v`, written out: the fused one's backward pass is three times slower
+    on a CPU at the lengths of training (17 ms against 59 ms for 32 × 9 heads × 128 positions)."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return scores.masked_fill(future, float("-inf")).softmax(-1) @ v
 
 
 class GatedMLP(nn.Module):

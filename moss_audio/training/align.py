@@ -28,8 +28,10 @@ from moss_audio.model.encoder import EncoderOutput
 from moss_audio.processor import Processor, collate
 from moss_audio.prompts import SPELLED, TRANSCRIBE
 from moss_audio.training.augment import augment
-from moss_audio.training.examples import Example, Feed, Sentences, Source
-from moss_audio.training.loop import Plan, fit, load_weights
+from moss_audio.training.examples import Chats, Example, Feed, Scenes, Sentences, Source
+from moss_audio.training.feed import Background
+from moss_audio.training.loop import Plan, compile_layers, fit, load_weights
+from moss_audio.training.scenes import World
 from moss_audio.training.simulate import LetterBank
 from moss_audio.training.spelling import greedy_text, letter_ids, spell
 
@@ -105,8 +107,12 @@ class Reader:
                 if self.bank is not None:
                     wrong = self.bank.misspell(letter_ids(spelled), rng, float(rng.uniform(0, error_rate)))
                     spelled = "".join(LETTERS[i - 1] for i in wrong)
-            turn = [self._ask(example.mel, example.question, spelled), Message.of("assistant", example.answer)]
-            inputs.append(self.processor.encode(turn, add_generation_prompt=False))
+            turns = [self._ask(example.mel, example.question, spelled), Message.of("assistant", example.answer)]
+            if example.mel is None and not spelled:
+                turns = []  # plain chat: its one turn is in `more`
+            for question, answer in example.more:
+                turns += [Message.of("user", question), Message.of("assistant", answer)]
+            inputs.append(self.processor.encode(turns, add_generation_prompt=False))
         batch = collate(inputs, pad_id=0)
         ids, loss_mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.loss_mask)
         audio = self.model.adapt_output(heard) if heard is not None else None
@@ -165,14 +171,23 @@ def train(
         bank = build_bank(model, bank_stores, recipe["bank"]["clips"], rng)
     print(f"bank: {sum(map(len, bank.by_letter.values()))} letters", flush=True)
     forbidden = four_grams(data / recipe["dev"])
-    sources: list[Source | Sentences] = [
-        Sentences(source, data, forbidden, bank) if "texts" in source else Source(source, data, cache, n_mels)
-        for source in recipe["sources"]
-    ]
+
+    def source_of(source: Mapping[str, Any]) -> Source | Sentences | Scenes | Chats:
+        if "texts" in source:
+            return Sentences(source, data, forbidden, bank)
+        if "chats" in source:
+            return Chats(source, data)
+        if "scenes" in source:
+            return Scenes(World(source["scenes"], data, state.parent / "pcm"), float(source["weight"]), n_mels)
+        return Source(source, data, cache, n_mels)
+
+    sources = [source_of(source) for source in recipe["sources"]]
     noise = [MelStore(data / name, cache, n_mels) for name in recipe["noise"]]
     dev_store = MelStore(data / recipe["dev"], cache, n_mels)
     reader = Reader(model, processor, bank)
-    feed = Feed(sources, recipe["batch_size"], noise, recipe["noise_rate"])
+    feed = Background(Feed(sources, recipe["batch_size"], noise, recipe["noise_rate"]), recipe["seed"])
+    if recipe.get("compile"):
+        compile_layers(model.language_model.layers)
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
         examples = feed.next(rng)
@@ -195,7 +210,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="working folder: mels, log, state")
     parser.add_argument("--model", type=Path, required=True, help="model folder to start from")
     parser.add_argument("--letters", type=Path, help="state of the letters stage to put into the encoder first")
-    parser.add_argument("--start", type=Path, help="state of an earlier run of this stage to start from")
+    parser.add_argument("--start", type=Path, nargs="+", default=(), help="states of earlier stages, put in in order")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -203,11 +218,13 @@ def main() -> None:
     processor = Processor.load(args.model, model.config.audio.n_mels)
     if args.letters:
         load_weights(args.letters, model.audio_encoder)
-    initialise_adapter(model, processor)
-    if args.start:
-        load_weights(args.start, model)
+    recipe = json.loads(args.recipe.read_text())
+    if recipe.get("initialise_adapter"):
+        initialise_adapter(model, processor)
+    for start in args.start:
+        load_weights(start, model)
     state = args.out / f"{args.recipe.stem}.safetensors"
-    train(model, processor, json.loads(args.recipe.read_text()), args.data, state, args.resume)
+    train(model, processor, recipe, args.data, state, args.resume)
 
 
 if __name__ == "__main__":

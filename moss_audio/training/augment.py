@@ -28,7 +28,7 @@ def warp(mel: Tensor, tempo: float, pitch: float) -> Tensor:
     return out[low] * (1 - share) + out[low + 1] * share
 
 
-def mask(mel: Tensor, rng: np.random.Generator, n_bands: int = 2, band: int = 14, rate: float = 0.05) -> Tensor:
+def mask(mel: Tensor, rng: np.random.Generator, n_bands: int = 2, band: int = 16, rate: float = 0.09) -> Tensor:
     """SpecAugment (https://arxiv.org/abs/1904.08779): blank `n_bands` of ≤ `band` mels and about `rate` of the time."""
     mel, floor = mel.clone(), float(mel.mean())
     n_mels, frames = mel.shape

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from moss_audio.data.manifest import MelStore, Row, held_out
+from moss_audio.audio import log_mel
+from moss_audio.data.manifest import MelStore, Row, held_out, read_manifest
 from moss_audio.data.punctuate import sentence
 from moss_audio.model.encoder import Encoder
 from moss_audio.prompts import TRANSCRIBE
-from moss_audio.training.augment import augment
+from moss_audio.training.augment import augment, mask
+from moss_audio.training.scenes import World, ask
 from moss_audio.training.simulate import LetterBank
 from moss_audio.training.spelling import greedy_text, letter_ids, spell
 from moss_audio.training.splice import WordPool
@@ -37,17 +39,19 @@ Task = Callable[[Row, np.random.Generator], tuple[str, str] | None]
 
 @dataclass
 class Example:
-    """Question and answer about a clip's `mel [n_mels, F]`, or about a spelling where nobody spoke."""
+    """Question and answer about a clip's `mel [n_mels, F]`, or about a spelling where nobody spoke; `more` turns."""
 
     question: str
     answer: str
     mel: np.ndarray | None = None
     spelled: str = ""
+    more: Sequence[tuple[str, str]] = ()
 
     @property
     def size(self) -> int:
         """Mel frames, or as many as would cost the language model the same: 8 a token, and 3 letters in one."""
-        return self.mel.shape[1] if self.mel is not None else 8 * len(self.spelled) // 3
+        heard = self.mel.shape[1] if self.mel is not None else 8 * len(self.spelled) // 3
+        return heard + 2 * sum(len(question) + len(answer) for question, answer in self.more)
 
 
 def transcribe(row: Row, rng: np.random.Generator) -> tuple[str, str] | None:
@@ -144,11 +148,45 @@ class Sentences:
         return Example(str(rng.choice(TRANSCRIBE_WORDINGS)), answer, spelled=spelled)
 
 
+class Scenes:
+    """Composed scenes with one to three questions about each, as turns of one conversation."""
+
+    def __init__(self, world: World, weight: float, n_mels: int) -> None:
+        self.world, self.weight, self.n_mels = world, weight, n_mels
+
+    def draw(self, rng: np.random.Generator, noise: Sequence[MelStore], noise_rate: float) -> Example:
+        """One scene."""
+        turns: list[tuple[str, str]] = []
+        while not turns:
+            kind, scene = self.world.draw(rng)
+            turns = ask(kind, scene, self.world.labels, rng, n=int(rng.integers(1, 4)))
+        mel = log_mel(scene.samples, self.n_mels)
+        if rng.random() < 0.5:
+            mel = mask(torch.from_numpy(mel), rng, band=8, rate=0.03).numpy()
+        return Example(*turns[0], mel=mel, more=turns[1:])
+
+
+class Chats:
+    """Conversations without audio (`question`, `answer` a row), which keep the language model what it was."""
+
+    def __init__(self, recipe: Mapping[str, Any], data: Path) -> None:
+        self.weight, self.rows = float(recipe["weight"]), read_manifest(data / recipe["chats"])
+
+    def draw(self, rng: np.random.Generator, noise: Sequence[MelStore], noise_rate: float) -> Example:
+        """One of them; a bare question without the letters of a clip."""
+        row = self.rows[int(rng.integers(len(self.rows)))]
+        return Example(row["question"], row["answer"], more=[(row["question"], row["answer"])])
+
+
 class Feed:
     """Endless batches of at most `max_size` when padded (`Example.size`): like sizes together, sources by weight."""
 
     def __init__(
-        self, sources: Sequence[Source | Sentences], max_size: int, noise: Sequence[MelStore], noise_rate: float
+        self,
+        sources: Sequence[Source | Sentences | Scenes | Chats],
+        max_size: int,
+        noise: Sequence[MelStore],
+        noise_rate: float,
     ) -> None:
         self.sources, self.max_size, self.noise, self.noise_rate = sources, max_size, noise, noise_rate
         weights = np.array([source.weight for source in sources])

@@ -21,21 +21,32 @@ from moss_audio.evaluation.metrics import ErrorRate
 from moss_audio.model.audio_lm import AudioLM, cut
 from moss_audio.model.encoder import Encoder
 from moss_audio.training.examples import Example, Feed, Source
-from moss_audio.training.loop import Plan, fit, load_weights
+from moss_audio.training.loop import Plan, compile_layers, fit, load_weights
 from moss_audio.training.spelling import greedy_text, letter_ids, spell
 
 
-def ctc_loss(encoder: Encoder, examples: list[Example]) -> Tensor:
-    """CTC loss of the answers, in nats a letter; a clip too short for its letters counts nothing."""
+def ctc_loss(encoder: Encoder, examples: list[Example], inner_weight: float = 0.0) -> Tensor:
+    """CTC loss of the answers, in nats a letter; a clip too short for its letters counts nothing.
+
+    `inner_weight` is the share of the same loss on the last tap, which keeps the layers below in shape (intermediate
+    CTC, https://arxiv.org/abs/2102.03216).
+    """
     ids = [letter_ids(spell(example.answer) or "") for example in examples]
     mels = [[torch.from_numpy(example.mel)] for example in examples]
     out = encoder(*cut(mels, encoder.config.chunk_mel_frames))
-    assert out.letter_logprobs is not None
+    assert out.letter_logprobs is not None and encoder.letter_head is not None
     targets = torch.tensor([i for row in ids for i in row])
     sizes = torch.tensor([len(row) for row in ids])
-    logprobs = out.letter_logprobs.float().transpose(0, 1)
-    loss = F.ctc_loss(logprobs, targets, out.lengths, sizes, reduction="sum", zero_infinity=True)
-    return loss / len(targets)
+
+    def loss_of(logprobs: Tensor) -> Tensor:
+        rows = logprobs.float().transpose(0, 1)
+        return F.ctc_loss(rows, targets, out.lengths, sizes, reduction="sum", zero_infinity=True) / len(targets)
+
+    loss = loss_of(out.letter_logprobs)
+    if inner_weight:
+        inner = encoder.letter_head(encoder.layer_norm(out.taps[-1]))
+        loss = (1 - inner_weight) * loss + inner_weight * loss_of(inner)
+    return loss
 
 
 @torch.no_grad()
@@ -59,10 +70,12 @@ def train(encoder: Encoder, recipe: Mapping[str, Any], data: Path, state: Path, 
     noise = [MelStore(data / name, cache, n_mels) for name in recipe["noise"]]
     dev_store = MelStore(data / recipe["dev"], cache, n_mels)
     feed = Feed(sources, recipe["batch_size"], noise, recipe["noise_rate"])
+    if recipe.get("compile"):
+        compile_layers(encoder.layers)
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
         examples = feed.next(rng)
-        return ctc_loss(encoder, examples), len(examples)
+        return ctc_loss(encoder, examples, recipe.get("inner_weight", 0.0)), len(examples)
 
     def dev() -> dict[str, Any]:
         rate = word_error_rate(encoder, dev_store, recipe["dev_clips"])

@@ -1,0 +1,182 @@
+"""Scenes with exact truth: clips of sound, speech and music placed on a timeline, over a background, in a room.
+
+Knows samples and labels; knows no questions (`wording` asks them) and no model. Everything random comes from the
+generator that is passed in, so a seed gives the same scene again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moss_audio.audio import SAMPLE_RATE, load_audio
+from moss_audio.data.manifest import read_manifest
+
+HOP = SAMPLE_RATE // 50
+"""Energy is measured in steps of 20 ms."""
+
+QUIET_DB = 38.0
+"""Below the loudest step by this much, a clip is silent: recordings have their own noise floor."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One sound from `start` to `end` seconds. `kind` is sound, speech or music; `truth` is its row of the manifest."""
+
+    label: str
+    start: float
+    end: float
+    kind: str
+    level_db: float
+    truth: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """`samples [n]` at 16 kHz, its events in order of start, and the label of what goes on behind them, if anything."""
+
+    samples: np.ndarray
+    events: tuple[Event, ...]
+    background: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Length of the scene."""
+        return len(self.samples) / SAMPLE_RATE
+
+
+class SampleStore:
+    """The samples of a manifest's rows (int16 on disk), decoded once into `cache` and then mapped."""
+
+    def __init__(self, manifest: Path, cache: Path) -> None:
+        self.rows = read_manifest(manifest)
+        cache.mkdir(parents=True, exist_ok=True)
+        data, index = cache / f"{manifest.stem}.pcm", cache / f"{manifest.stem}.pcm.index"
+        lengths = [int(line) for line in index.read_text().split()] if index.exists() else []
+        with data.open("ab") as out, index.open("a") as record:
+            out.truncate(2 * sum(lengths))
+            for row in self.rows[len(lengths) :]:
+                samples = load_audio(manifest.parent / row["audio"]) if row.get("audio") else np.zeros(0)
+                out.write((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+                out.flush()
+                record.write(f"{len(samples)}\n")
+                record.flush()
+                lengths.append(len(samples))
+        self.lengths = lengths[: len(self.rows)]
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self._pcm = np.memmap(data, np.int16, "r")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self._pcm[self._starts[i] : self._starts[i + 1]].astype(np.float32) / 32768
+
+
+def energy_db(samples: np.ndarray) -> np.ndarray:
+    """Level of every 20 ms of `samples [n]`, in dB of full scale."""
+    steps = samples[: len(samples) // HOP * HOP].reshape(-1, HOP)
+    return 10 * np.log10(np.square(steps, dtype=np.float64).mean(axis=1) + 1e-10)
+
+
+def active_span(samples: np.ndarray, longest: float, gap: float = 0.4) -> np.ndarray:
+    """The first stretch of `samples` that sounds, up to a pause of more than `gap` seconds or `longest` seconds."""
+    levels = energy_db(samples)
+    if not len(levels):
+        return samples
+    loud = np.flatnonzero(levels > levels.max() - QUIET_DB)
+    pauses = np.flatnonzero(np.diff(loud) > gap * 50)
+    runs = np.split(loud, pauses + 1)
+    run = max(runs, key=lambda run: 10 ** (levels[run] / 10).sum() if len(run) > 2 else -1.0)
+    return samples[run[0] * HOP : min((run[-1] + 1) * HOP, run[0] * HOP + int(longest * SAMPLE_RATE))]
+
+
+def level(samples: np.ndarray) -> float:
+    """Root mean square of `samples`, at least -80 dB."""
+    return max(1e-4, float(np.sqrt(np.square(samples, dtype=np.float64).mean()))) if len(samples) else 1e-4
+
+
+class Pool:
+    """Clips to compose from, by label; `kind` says what they are."""
+
+    def __init__(self, store: SampleStore, kind: str, indices: Sequence[int], labels: Sequence[str]) -> None:
+        self.store, self.kind = store, kind
+        self.by_label: dict[str, list[int]] = defaultdict(list)
+        for i, label in zip(indices, labels, strict=True):
+            self.by_label[label].append(i)
+        self.labels = sorted(self.by_label)
+        sizes = np.sqrt([len(self.by_label[label]) for label in self.labels])
+        self._share = sizes / sizes.sum()
+
+    def draw(
+        self, rng: np.random.Generator, longest: float, whole: bool = False
+    ) -> tuple[str, np.ndarray, Mapping[str, Any]]:
+        """Label, sounding samples and row of one clip; rarer labels come more often than their clips would."""
+        label = self.labels[int(rng.choice(len(self.labels), p=self._share))]
+        i = self.by_label[label][int(rng.integers(len(self.by_label[label])))]
+        samples = self.store[i]
+        spoken = self.kind == "speech" or whole
+        return label, samples if spoken else active_span(samples, longest), self.store.rows[i]
+
+
+def compose(
+    pools: Sequence[tuple[Pool, float]],
+    rng: np.random.Generator,
+    n_events: int,
+    seconds: float,
+    background: Pool | None = None,
+) -> Scene:
+    """Up to `n_events` clips, drawn from pools by weight, on `seconds` of timeline.
+
+    Events follow each other with pauses; one in five begins while the one before still sounds. What does not fit is
+    left out.
+    """
+    n = int(seconds * SAMPLE_RATE)
+    track, events = np.zeros(n, np.float32), list[Event]()
+    weights = np.array([weight for _, weight in pools])
+    at = rng.uniform(0, max(0.1, 0.25 * seconds))
+    for _ in range(n_events):
+        pool = pools[int(rng.choice(len(pools), p=weights / weights.sum()))][0]
+        label, clip, row = pool.draw(rng, longest=min(5.0, 0.7 * seconds))
+        begin = int(at * SAMPLE_RATE)
+        clip = clip[: n - begin] if pool.kind != "speech" and n - begin > SAMPLE_RATE // 2 else clip
+        if len(clip) < SAMPLE_RATE // 10 or begin + len(clip) > n:
+            continue
+        level_db = float(rng.uniform(-32, -16))
+        track[begin : begin + len(clip)] += clip * (10 ** (level_db / 20) / level(clip))
+        end = at + len(clip) / SAMPLE_RATE
+        events.append(Event(label, round(at, 2), round(end, 2), pool.kind, round(level_db, 1), row))
+        overlaps = rng.random() < 0.2
+        at = rng.uniform(at + 0.3, end) if overlaps and end - at > 0.6 else end + rng.exponential(0.6) + 0.15
+    behind = None
+    if background is not None:
+        behind, clip, _ = background.draw(rng, seconds, whole=True)
+        clip = np.tile(clip, -(-n // max(1, len(clip))))[:n]
+        track += clip * (10 ** (rng.uniform(-48, -36) / 20) / level(clip))
+    else:
+        track += rng.normal(size=n).astype(np.float32) * 10 ** (rng.uniform(-75, -55) / 20)
+    return replace(Scene(track, tuple(sorted(events, key=lambda event: event.start)), behind), samples=room(track, rng))
+
+
+def room(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Where it was recorded, by chance: mostly as it is, else with reverberation, through a telephone, or clipped."""
+    choice = rng.random()
+    if choice < 0.15:
+        length = int(rng.uniform(0.1, 0.5) * SAMPLE_RATE)
+        tail = rng.normal(size=length) * np.exp(-6.9 * np.arange(length) / length) * 0.1
+        tail[0] = 1.0
+        size = len(samples) + length
+        samples = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(tail, size), size)[: len(samples)]
+    elif choice < 0.2:
+        spectrum, bins = np.fft.rfft(samples), np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
+        samples = np.fft.irfft(spectrum * ((bins > 300) & (bins < 3400)), len(samples))
+    elif choice < 0.23:
+        top = 0.3 * np.abs(samples).max()
+        samples = np.clip(samples, -top, top)
+    peak = max(1e-4, float(np.abs(samples).max()))
+    return (samples * min(1.0, 0.95 / peak)).astype(np.float32)
