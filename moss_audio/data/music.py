@@ -165,8 +165,8 @@ def render(midi: bytes, soundfont: Path, seconds: float) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         score, out = Path(scratch, "tune.mid"), Path(scratch, "tune.wav")
         score.write_bytes(midi)
-        options = ["-niq", "-g", "0.5", "-r", str(SAMPLE_RATE), "-F", str(out)]
-        subprocess.run(["fluidsynth", *options, str(soundfont), str(score)], timeout=30, check=True, capture_output=True)
+        command = ["fluidsynth", "-niq", "-g", "0.5", "-r", str(SAMPLE_RATE), "-F", out, soundfont, score]
+        subprocess.run(command, timeout=30, check=True, capture_output=True)
         with wave.open(str(out)) as wav:
             pcm = np.frombuffer(wav.readframes(int(seconds * SAMPLE_RATE)), "<i2").reshape(-1, wav.getnchannels())
     return pcm.mean(axis=1).astype("<i2").tobytes()
