@@ -220,7 +220,7 @@ POLICY = """
 
 def test_policies_are_lines_or_toml():
     expected = {"violence": 'fighting, screams or threats, such as "kill you" or "gun"', "profanity": '"damn"'}
-    assert read_policy(POLICY)["violence"] == expected["violence"]
+    assert read_policy(POLICY) == expected
     assert read_policy("[labels]\nviolence = 'x, such as \"gun\"'\n") == {"violence": 'x, such as "gun"'}
     assert read_policy('secret = "names of people"') == {"secret": "names of people"}
     assert question_of(expected["violence"]) == "fighting, screams or threats"

@@ -59,11 +59,12 @@ def cell(value: object) -> str:
     return " ".join(text.replace("|", "/").split())
 
 
-def clock(seconds: float) -> str:
-    """A time a person reads: `0:07`, `1:02:30`."""
-    whole = int(seconds)
+def clock(seconds: float, tenths: bool = False) -> str:
+    """A time a person reads: `0:07`, `1:02:30`, and with `tenths` `0:07.4`."""
+    whole, tenth = divmod(int(10 * seconds + 0.01), 10)
     hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+    text = f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+    return f"{text}.{tenth}" if tenths else text
 
 
 def _plain(value: object) -> Any:

@@ -60,8 +60,8 @@ class ReviewResult(Result):
 
     def to_text(self) -> str:
         lines = [f"{clock(part.start)} {part.text}" for part in self.description]
-        lines += [f"keep {clock(part.start)}-{clock(part.end)} {part.text}" for part in self.keep]
-        lines += [f"flag {clock(flag.start)}-{clock(flag.end)} {flag.label}: {flag.reason}" for flag in self.flags]
+        lines += [f"keep {_span(part)} {part.text}" for part in self.keep]
+        lines += [f"flag {_span(flag)} {flag.label}: {flag.reason}" for flag in self.flags]
         return "\n".join(lines)
 
     def rows(self) -> Rows:
@@ -116,10 +116,7 @@ def _policy_lines(text: str) -> Iterator[tuple[str, str]]:
         match = _LINE.match(line)
         if match is None:
             raise PromptError(f"line {number} of the policy is {line.strip()!r}; valid: label: what it means")
-        description = match[2]
-        quote = description[0]
-        whole = len(description) > 1 and quote in "\"'" and description.count(quote) == 2 and description[-1] == quote
-        yield match[1], description[1:-1] if whole else description
+        yield match[1], match[2]
 
 
 def match_words(label: str, description: str, segments: Sequence[Segment]) -> Iterator[Flag]:
@@ -151,6 +148,10 @@ def key_sentences(segments: Sequence[Segment], count: int) -> tuple[Segment, ...
     scores = [sum(often[word] for word in words) / len(words) if len(words) >= 3 else 0.0 for words in meant]
     ranked = sorted((i for i in range(len(segments)) if scores[i]), key=lambda i: (-scores[i], -len(meant[i]), i))
     return tuple(segments[i] for i in sorted(ranked[:count]))
+
+
+def _span(part: Segment | Flag) -> str:
+    return f"{clock(part.start, tenths=True)}-{clock(part.end, tenths=True)}"
 
 
 def plain_words(text: str) -> list[str]:
