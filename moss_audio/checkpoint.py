@@ -214,8 +214,12 @@ def save_checkpoint(
     config_json: Mapping[str, Any],
     tensors: Iterable[tuple[str, np.ndarray | Weight]],
     max_shard_bytes: int = 45_000_000,
+    places: Mapping[str, str] | None = None,
 ) -> None:
     """Write `config.json` and `tensors` (float32, float16 or `Weight`) as safetensors shards, one shard in memory.
+
+    A new shard begins at `max_shard_bytes`, or where `places` (tensor → file, as in an index) names another file: a
+    model that changes in part then changes few files.
 
     Everything is written beside the folder and swapped in at the end, so no reader meets half a model. Other files of
     an existing folder (tokenizer, card) are kept. Raises `CheckpointError` if the result would not open.
@@ -229,7 +233,7 @@ def save_checkpoint(
             if file.is_file() and file.suffix != ".safetensors" and file.name not in ("config.json", INDEX):
                 shutil.copy2(file, new)
         (new / "config.json").write_text(json.dumps(dict(config_json), indent=2) + "\n", encoding="utf-8")
-        _write_shards(new, tensors, max_shard_bytes)
+        _write_shards(new, tensors, max_shard_bytes, places or {})
         open_checkpoint(new)
         if folder.is_dir():
             os.rename(folder, Path(scratch) / "old")
@@ -253,11 +257,16 @@ def quantise_checkpoint(source: Path | str, target: Path | str, scheme: Scheme) 
     save_checkpoint(target, config_json, ((name, checkpoint.weight(name, scheme)) for name in checkpoint.names))
 
 
-def _write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray | Weight]], max_shard_bytes: int) -> None:
+def _write_shards(
+    folder: Path, tensors: Iterable[tuple[str, np.ndarray | Weight]], max_shard_bytes: int, places: Mapping[str, str]
+) -> None:
     shards: list[list[str]] = []
     pending: dict[str, np.ndarray] = {}
+    place = None
     for name, array in _stored_parts(tensors):
-        if pending and sum(part.nbytes for part in pending.values()) + array.nbytes > max_shard_bytes:
+        before, place = place, places.get(name, place)
+        full = sum(part.nbytes for part in pending.values()) + array.nbytes > max_shard_bytes
+        if pending and (full or place != before):
             shards.append(write_shard(folder / f"{len(shards)}", pending))
             pending = {}
         pending[name] = array
@@ -268,9 +277,9 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray | Weight
     files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for i, file in enumerate(files):
         os.rename(folder / str(i), folder / file)
-    places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+    weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
     size = sum((folder / file).stat().st_size for file in files)
-    index = {"metadata": {"total_size": size}, "weight_map": places}
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 

@@ -66,13 +66,13 @@ def main() -> None:
     parser.add_argument("--forbid", type=Path, help="manifest of a development set whose texts must not be spoken")
     parser.add_argument("--minutes", type=float, default=60, help="audio to have in the end")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kokoro", type=Path, help="folder with kokoro.onnx, vocab.json and voices/")
+    parser.add_argument("--kokoro", type=Path, help="folder with kokoro_float.onnx, vocab.json and voices/")
     parser.add_argument("--words", type=int, nargs=2, default=(3, 26), metavar=("MIN", "MAX"))
     args = parser.parse_args()
 
     speak: synthesis.Synthesiser
     if args.engine == "kokoro":
-        speak = synthesis.Kokoro(args.kokoro / "kokoro.onnx", args.kokoro / "vocab.json", args.kokoro / "voices")
+        speak = synthesis.Kokoro(args.kokoro / "kokoro_float.onnx", args.kokoro / "vocab.json", args.kokoro / "voices")
         voices = synthesis.kokoro_voices(args.kokoro / "voices")
     else:
         speak = synthesis.flite if args.engine == "flite" else synthesis.espeak
@@ -86,17 +86,19 @@ def main() -> None:
     with manifest.open("a", encoding="utf-8") as record:
         for i, text in enumerate(texts):
             voice, speed = rng.choice(voices), rng.uniform(0.85, 1.25)
+            partner, mixed = rng.choice([v for v in voices if v.gender == voice.gender]), rng.random() < 0.5
+            speaker = f"{voice.name}+{partner.name}" if mixed and args.engine == "kokoro" else voice.name
             if i < len(done):
                 continue
             if seconds >= 60 * args.minutes:
                 break
-            samples = speak(text, voice.name, speed)
+            samples = speak(text, speaker, speed)
             name = hashlib.sha1(f"{args.engine} {args.seed} {i}".encode()).hexdigest()[:12] + ".wav"
             write_wav(args.out / name, samples)
             row = {
                 "audio": f"{args.out.name}/{name}",
                 "text": text,
-                "speaker": f"{args.engine}_{voice.name}",
+                "speaker": f"{args.engine}_{speaker}",
                 "gender": voice.gender,
                 "language": "en",
                 "source": f"synthesised by {args.engine}",

@@ -1,16 +1,51 @@
-"""Trained stages → one quantised model folder: `python -m moss_audio.training.export BASE STATE… OUT`."""
+"""Trained stages → one quantised model folder: `python -m moss_audio.training.export BASE STATE… OUT`.
+
+Tensors that no stage trained are passed on as BASE stores them, byte for byte.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from moss_audio.checkpoint import quantise_checkpoint, save_checkpoint
-from moss_audio.model.audio_lm import AudioLM
-from moss_audio.training.loop import load_weights
-from moss_audio.weights import SCHEMES
+import numpy as np
+from safetensors import safe_open
+
+from moss_audio.checkpoint import INDEX, open_checkpoint, save_checkpoint
+from moss_audio.weights import SCHEMES, Scheme, Weight, recode
+
+OTHER_FILES = ("processor_config.json", "tokenizer.json", "README.md")
+
+
+def trained_tensors(states: list[Path]) -> dict[str, np.ndarray]:
+    """The weights of stages by their names in the model, later stages over earlier; `letters*` are the encoder's."""
+    tensors: dict[str, np.ndarray] = {}
+    for state in states:
+        prefix = "audio_encoder." if state.stem.startswith("letters") else ""
+        with safe_open(state, framework="numpy") as file:
+            names = [name for name in file.keys() if name[:2] not in ("m/", "v/")]  # noqa: SIM118
+            tensors |= {prefix + name: file.get_tensor(name) for name in names}
+    return tensors
+
+
+def exported(
+    base: Path, trained: Mapping[str, np.ndarray], scheme: Scheme, int4: str | None
+) -> Iterator[tuple[str, Weight]]:
+    """Every tensor of `base` with the trained ones in their place; matrices whose name matches `int4` in 4 bits."""
+    checkpoint = open_checkpoint(base)
+    if strangers := sorted(set(trained) - set(checkpoint.names)):
+        raise ValueError(f"the stages hold tensors that {base} has not: {strangers[:5]}")
+    for name in checkpoint.names:
+        weight = Weight(trained[name]) if name in trained else checkpoint.weight(name)
+        if len(weight.shape) == 2 and int4 is not None and re.match(int4, name):
+            weight = recode(weight, "int4")
+        elif len(weight.shape) == 2 and (name in trained or weight.scheme == "float"):
+            weight = recode(weight, scheme)
+        yield name, weight
 
 
 def main() -> None:
@@ -18,22 +53,18 @@ def main() -> None:
     parser.add_argument("base", type=Path, help="model folder that the stages started from")
     parser.add_argument("states", type=Path, nargs="+", help="in order; letters*.safetensors are the encoder's")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--scheme", choices=SCHEMES, default="int8")
+    parser.add_argument("--scheme", choices=SCHEMES, default="int8", help="of matrices (default: int8)")
+    parser.add_argument("--int4", metavar="PATTERN", help="names of matrices to store in 4 bits")
     args = parser.parse_args()
-    model = AudioLM.load(args.base)
-    for state in args.states:
-        load_weights(state, model.audio_encoder if state.stem.startswith("letters") else model)
     config = json.loads((args.base / "config.json").read_text(encoding="utf-8"))
-    tensors = ((name, tensor.numpy()) for name, tensor in model.state_dict().items())
-    if args.scheme == "float":
-        save_checkpoint(args.out, config, tensors)
-    else:
-        floats = args.out.with_name(args.out.name + ".float")
-        save_checkpoint(floats, config, tensors)
-        quantise_checkpoint(floats, args.out, args.scheme)
-        shutil.rmtree(floats)
-    for file in ("processor_config.json", "tokenizer.json"):
-        shutil.copyfile(args.base / file, args.out / file)
+    index = args.base / INDEX
+    places = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else None
+    save_checkpoint(
+        args.out, config, exported(args.base, trained_tensors(args.states), args.scheme, args.int4), places=places
+    )
+    for file in OTHER_FILES:
+        if (args.base / file).is_file() and args.base.resolve() != args.out.resolve():
+            shutil.copyfile(args.base / file, args.out / file)
 
 
 if __name__ == "__main__":
