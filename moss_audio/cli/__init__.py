@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import moss_audio
-from moss_audio.cli import ask, models, serve, tasks, transcribe
+from moss_audio.cli import ask, mcp, models, serve, tasks, transcribe
 from moss_audio.cli.common import INTERRUPTED, Parser, complain
 from moss_audio.errors import MossAudioError
 
-COMMANDS = (transcribe, ask, tasks, models, serve)
+COMMANDS = (transcribe, ask, tasks, models, serve, mcp)
 """In the order of the help."""
 
 BROKEN_PIPE = 141

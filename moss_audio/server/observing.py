@@ -115,8 +115,10 @@ class Observer:
         if answer.status_code >= 500 and not isinstance(error, Refusal):
             LOG.error("failed", exc_info=error, extra={"fields": {"request_id": seen.request_id}})
         seen.code = answer.code
-        if seen.started:
-            return  # what has begun cannot be taken back; the connection closes
+        if seen.started:  # what has begun cannot be taken back; the connection closes
+            if seen.scope["type"] == "websocket":
+                await seen.send({"type": "websocket.close", "code": 1011, "reason": answer.message[:120]})
+            return
         if seen.scope["type"] == "websocket" and "websocket.http.response" not in seen.scope.get("extensions", {}):
             seen.status = answer.status_code
             await seen.send({"type": "websocket.close", "code": 1008, "reason": answer.message[:120]})

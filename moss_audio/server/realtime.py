@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
+import anyio
 import numpy as np
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import Field, TypeAdapter, ValidationError
@@ -153,14 +154,16 @@ class Session:
     async def run(self) -> None:
         """Read and answer until the client leaves."""
         await self._send("session.created", session=self._described())
-        async with asyncio.TaskGroup() as tasks:
-            worker = tasks.create_task(self._answer())
+        reason: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._answer)
             try:
                 await self._read()
-            except WebSocketDisconnect:
-                pass
-            finally:
-                worker.cancel()
+            except (Refusal, WebSocketDisconnect) as error:
+                reason = error
+            tasks.cancel_scope.cancel()
+        if reason is not None:
+            raise reason
 
     async def end(self, code: str, message: str) -> None:
         """Say why, and close."""
