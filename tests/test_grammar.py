@@ -271,6 +271,8 @@ def test_pydantic_style_schemas_are_read():
         ({"type": "integer", "minimum": 3, "maximum": 2}, "minimum ≤ maximum"),
         ({"type": "integer", "minimum": float("nan")}, "minimum is nan"),
         ({"enum": []}, "enum is []"),
+        ({"enum": [float("nan")]}, "enum holds what JSON does not"),
+        ({"const": "x" * 200_000}, "enum has 200004 bytes"),
         ({"type": "object", "properties": {}, "required": ["a"]}, "required names 'a'"),
         ({"type": "object", "additionalProperties": {"type": "string"}}, "keys of any name"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "refers to itself"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import FakeBackend, FakeProcessor, hashed, letter_head, scripted
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moss_audio import prompts, tasks
@@ -61,6 +61,7 @@ def test_timelines_are_read_and_repaired(text, expected):
     assert spans(parse_events(text, 10.0)) == expected
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="[]0123456789.:-,s abcé\n", max_size=60), st.floats(0.2, 40))
 def test_no_event_is_without_length_or_outside_whatever_a_model_says(text, duration):
     events = parse_events(text, duration)
@@ -277,6 +278,7 @@ def test_words_are_compared_one_by_one():
 WORDS = st.lists(st.sampled_from(["a", "bee", "sea", "dee"]), max_size=8)
 
 
+@settings(deadline=None)
 @given(WORDS, WORDS)
 def test_an_alignment_holds_both_texts_in_order(target, heard):
     words = [Word(text, float(i), i + 0.5) for i, text in enumerate(heard)]

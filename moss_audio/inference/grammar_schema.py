@@ -8,6 +8,7 @@ any other keyword is a `PromptError`, since it would not be enforced.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -84,7 +85,7 @@ class _Reader:
             if not isinstance(values, list) or not 0 < len(values) <= MAX_VALUES:
                 raise PromptError(f"{where}.enum is {values!r}; valid: a list of 1 to {MAX_VALUES} values")
             self._check_keywords(schema, ("object", "array", "string", "integer", "number"), where)
-            return [one_of(values)]
+            return [_enumerated(values, where)]
         for keyword in ("anyOf", "oneOf"):
             if keyword in schema:
                 if not isinstance(schema[keyword], list) or not schema[keyword]:
@@ -144,6 +145,16 @@ class _Reader:
         if parts[:1] != ["#"] or found is None:
             raise PromptError(f"{where}.$ref is {reference!r}; valid: #/$defs/NAME of a definition in the schema")
         return found
+
+
+def _enumerated(values: list[Any], where: str) -> State:
+    try:
+        size = len(json.dumps(values, allow_nan=False))
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{where}.enum holds what JSON does not: {error}") from error
+    if size > 10 * MAX_BYTES:
+        raise PromptError(f"{where}.enum has {size} bytes; valid: up to {10 * MAX_BYTES}")
+    return one_of(values)
 
 
 def _size(schema: Mapping[str, Any], keyword: str, default: int, where: str) -> int:
