@@ -111,7 +111,7 @@ def new_page(browser: Any) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # a busy machine is slow, and no test waits for it in vain
         page.on("pageerror", lambda error: wrong.append(str(error)))
         # The network's refusals are logged as errors too: tests provoke them.
         page.on("console", lambda entry: entry.type == "error" and "Failed to load" not in entry.text

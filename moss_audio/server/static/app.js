@@ -52,6 +52,7 @@ async function open(file, name, known = {}) {
   session.duration = player.duration;
   timeline.show(session.events, player.duration);
   announce(`${name} is open, ${clock(player.duration)} long.`);
+  byId("stage").focus({ preventScroll: true });
   await keep();
 }
 
@@ -76,6 +77,7 @@ async function transcribe() {
   byId("no-transcript").hidden = true;
   byId("progress").hidden = false;
   showProgress(null);
+  byId("transcribe-stop").focus();
   const segments = [];
   let draft = "";
   try {
@@ -98,7 +100,11 @@ async function transcribe() {
   } catch (error) {
     if (mine === session) showError(error, transcribe);
   } finally {
-    if (mine === session) showTranscript();
+    if (mine === session) {
+      const lost = [document.body, byId("transcribe-stop")].includes(document.activeElement);
+      showTranscript();
+      if (lost) byId(mine.transcript ? "transcript" : "transcribe").focus();
+    }
     if (transcribing === controller) transcribing = null;
   }
 }
@@ -113,6 +119,7 @@ function showProgress(seconds, duration) {
 
 /** Runs one question or task; the send button stops it meanwhile. */
 async function answer(work, again) {
+  if (answering) return;
   const [mine, controller] = [session, new AbortController()];
   answering = controller;
   clearNotice();
@@ -131,7 +138,8 @@ async function answer(work, again) {
 function setAnswering(busy) {
   byId("send").setAttribute("aria-label", busy ? "Stop" : "Send");
   byId("send").querySelector("use").setAttribute("href", busy ? "#icon-stop" : "#icon-send");
-  for (const button of [...byId("tasks").children, byId("find-events")]) button.disabled = busy;
+  // Not `disabled`: that would take the focus from the button that was pressed.
+  for (const button of [...byId("tasks").children, byId("find-events")]) button.setAttribute("aria-disabled", busy);
 }
 
 const ask = (question) =>
@@ -146,6 +154,7 @@ const ask = (question) =>
   }, () => ask(question)); // prettier-ignore
 
 async function run(task) {
+  if (answering) return;
   const options = await optionsFor(task);
   if (!options) return;
   const work = async (signal) => {
@@ -161,12 +170,14 @@ async function run(task) {
 }
 
 async function recordNew() {
+  if (!byId("recorder").hidden) return;
   clearNotice();
   player.pause();
   try {
     const file = await record();
     const now = new Date().toLocaleString("sv").slice(0, 16).replace(":", "."); // 2025-01-31 14.05, sortable
     if (file) await open(file, `Recording ${now}.wav`);
+    else byId(session ? "record-new" : "record").focus();
   } catch (error) {
     showError(error);
   }
@@ -251,5 +262,7 @@ function wireTheme() {
   show();
 }
 
+const greet = () => api.modelNames().then(([name]) => (byId("model").textContent = name), (error) => showError(error, greet));
+
 wire();
-api.modelNames().then(([name]) => (byId("model").textContent = name), showError); // prettier-ignore
+greet();

@@ -55,7 +55,7 @@ export function spectrogram(samples, columns, rows) {
       image[row * columns + column] = 10 * Math.log10(value + 1e-10);
     }
   }
-  const top = image.reduce((a, b) => Math.max(a, b), -60);
+  const top = image.reduce((a, b) => Math.max(a, b), FLOOR_DB - 100); // 1e-10 is -100 dB: silence stays empty
   return image.map((db) => Math.max(0, 1 + (db - top) / FLOOR_DB));
 }
 

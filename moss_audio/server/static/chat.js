@@ -41,7 +41,7 @@ export class Conversation {
       else [asked, bubble].forEach((node) => node.remove());
       throw error;
     } finally {
-      bubble.removeAttribute("aria-busy");
+      this.#log.removeAttribute("aria-busy");
       // A question without an answer is no turn: it would break the next request.
       if (answer.content) this.messages.push(question, answer);
     }
@@ -61,7 +61,7 @@ export class Conversation {
       bubble.remove();
       throw error;
     } finally {
-      bubble.removeAttribute("aria-busy");
+      this.#log.removeAttribute("aria-busy");
     }
   }
 
@@ -74,7 +74,7 @@ export class Conversation {
 
   #pending() {
     const bubble = this.#add("answer");
-    bubble.setAttribute("aria-busy", "true");
+    this.#log.setAttribute("aria-busy", "true"); // a screen reader waits for the whole answer
     bubble.append(el("p", { className: "dots", "aria-label": "Listening" }, el("i"), el("i"), el("i")));
     return bubble;
   }
@@ -114,7 +114,9 @@ export class Conversation {
   }
 
   #table(rows) {
-    const names = [...new Set(rows.flatMap(Object.keys))];
+    const columns = [...new Set(rows.flatMap(Object.keys))];
+    // The words of a sentence are in the transcript; here its text is enough.
+    const names = columns.includes("text") ? columns.filter((name) => name !== "words") : columns;
     const head = el("tr", {}, ...names.map((name) => el("th", { scope: "col", textContent: words(name) })));
     const body = rows.map((row) => el("tr", {}, ...names.map((name) => el("td", {}, this.#cell(name, row[name])))));
     const table = el("table", {}, el("thead", {}, head), el("tbody", {}, ...body));

@@ -5,7 +5,7 @@ import { byId, clock, spoken } from "./dom.js";
 import { colours, fit, paintAxis, paintSpectrogram, paintWave } from "./paint.js";
 
 /** A longer recording, decoded, would fill a browser's memory: it plays, but is not drawn. */
-const MAX_DRAWN_SECONDS = 2 * 3600;
+const MAX_DRAWN_SECONDS = 3600;
 
 export class Player {
   duration = 0;

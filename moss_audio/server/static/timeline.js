@@ -44,6 +44,7 @@ export class Timeline {
         const button = el("button", { type: "button", title: name, "aria-label": name }, bar, label);
         button.onclick = () => this.onSeek(event.start);
         const start = Math.min(left, labelLeft);
+        button.style.maxWidth = `${width - start}px`;
         button.style.left = `${start}px`;
         button.style.top = `${lane * LANE}px`;
         bar.style.marginLeft = `${left - start}px`;
