@@ -64,6 +64,14 @@ def test_a_loop_is_written_again(letters, way):
     assert transcript.notes == (f"0:00.0–0:03.0: the text repeated itself and was written again with {way}",)
 
 
+def test_an_invention_does_not_replace_a_loop():
+    looped, invented = "So it goes. " + "and on " * 100, "The weather will be fine tomorrow in the north."
+    transcript = model(scripted(looped, invented, invented, invented), "so it goes").transcribe(
+        NOISE, params=SamplingParams()
+    )
+    assert (transcript.text, transcript.finish_reason) == ("So it goes. and on", "length")
+
+
 def test_a_loop_of_sentences_with_times_is_a_loop():
     said = "".join(f"[{0.3 * i:.2f}]Thank you.[{0.3 * i + 0.2:.2f}]" for i in range(8))
     noise = np.tile(NOISE, 4)

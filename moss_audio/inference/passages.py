@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moss_audio.inference.generate import FinishReason, Usage
+from moss_audio.inference.guide import LetterGuide
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.inference.transcription import Heard, is_search, locate, loop_length, read, write, written
 from moss_audio.prompts import TRANSCRIPT_BEAMS
@@ -76,7 +77,8 @@ def compose(
             break
         again = _attempt(backend, tokenizer, heard, retry, cancelled)
         usage += replace(again.usage, audio_seconds=0.0)
-        if not again.loops and again.finish_reason == "stop":
+        whole = not again.loops and again.finish_reason == "stop"
+        if whole and _unheard(again.text, backend, tokenizer, heard) <= _unheard(first.text, backend, tokenizer, heard):
             way = f"temperature {retry.temperature}" if retry.temperature else f"{retry.n_beams} beams"
             return done(again, usage, f"the text repeated itself and was written again with {way}")
     return done(replace(first, finish_reason="length"), usage, "the text repeated itself; the repetitions are cut")
@@ -103,6 +105,18 @@ def _retries(params: SamplingParams, has_letters: bool) -> Iterator[SamplingPara
     for temperature in RETRY_TEMPERATURES:
         if temperature > params.temperature:
             yield replace(params, temperature=temperature, repetition_penalty=RETRY_PENALTY, seed=0, n_beams=1)
+
+
+def _unheard(text: str, backend: Backend, tokenizer: Tokenizer, heard: Heard) -> float:
+    """What the letters hold against `text`, in nats, so that chance does not replace a loop by an invention."""
+    logprobs = heard.prompt.audio.letter_logprobs if heard.prompt is not None else None
+    if logprobs is None:
+        return 0.0
+    guide = LetterGuide(logprobs, backend.config.audio.letters, tokenizer)
+    place = guide.start()
+    for token in tokenizer.encode(text):
+        (place,) = guide.extend(place, [token])
+    return float(place.costs[-1])
 
 
 def _once(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
