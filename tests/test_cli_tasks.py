@@ -80,7 +80,7 @@ def test_lists_and_policies(says, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["choose", SIREN, "--question", "a", "--choices", "b"], "valid: two to four texts"),
+        (["choose", SIREN, "--question", "a", "--choices", "b"], "valid: 2 to 4 texts"),
         (["choose", SIREN, "--choices", "b"], "--question"),
         (["events", SIREN, "--gap", "-1"], "gap is -1.0; valid: a number from 0"),
         (["events", SIREN, SIREN, "--plot", "a.png"], "one recording at a time"),

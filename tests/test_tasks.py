@@ -327,7 +327,7 @@ def test_options_are_checked_by_name_and_value():
         ("events", {"pause": 1}, "no option 'pause'; valid: gap"),
         ("music", {"x": 1}, "valid: none"),
         ("ask", {}, "question is missing: what to ask"),
-        ("choose", {"question": "a", "choices": ["b"]}, "valid: two to four texts"),
+        ("choose", {"question": "a", "choices": ["b"]}, "valid: 2 to 4 texts"),
         ("feedback", {"subject": "dance"}, "valid: auto, speech, music"),
         ("review", {"policy": {"a": 1}}, "valid: texts by name"),
         ("narrate", {"window": True}, "window is True"),

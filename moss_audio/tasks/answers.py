@@ -67,7 +67,7 @@ class ChooseResult(Result):
 def transcribe(listener: Listener, samples: np.ndarray, options: TranscribeOptions) -> TranscribeResult:
     """What is said, of a recording of any length."""
     params = replace(SamplingParams(), n_beams=options.beams)
-    transcript = listener.transcribe(samples, params)
+    transcript = listener.transcribe(samples, params, options.hotwords)
     return TranscribeResult(listener.cost(samples), transcript.text, transcript.segments)
 
 

@@ -22,6 +22,7 @@ from moss_audio.inference.letters import is_silent
 from moss_audio.inference.longform import TRAINED_SECONDS, windows
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.inference.transcription import SILENCE_PEAK, Prompt, listen, loop_length
+from moss_audio.inference.voice import is_spoken
 from moss_audio.tasks.result import Cost
 
 ANSWER_TOKENS = 384
@@ -46,7 +47,7 @@ class Listener:
 
     def parts(self, samples: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
         """Windows of a recording with their starts in seconds; those in which nothing sounds are left out."""
-        for start, part in windows(samples):
+        for start, part in windows(samples, self.model.voice):
             if self.cancelled():
                 self._reasons.add("cancelled")
                 return
@@ -82,9 +83,11 @@ class Listener:
         picked = Choice(*self._write(prompt, (Options(tuple(text.encode() for text in texts)),)))
         return None if self.cancelled() else picked
 
-    def transcribe(self, samples: np.ndarray, params: SamplingParams | None = None) -> Transcript:
+    def transcribe(
+        self, samples: np.ndarray, params: SamplingParams | None = None, hotwords: tuple[str, ...] = ()
+    ) -> Transcript:
         """What is said, with times."""
-        transcript = self.model.transcribe(samples, params=params, cancelled=self.cancelled)
+        transcript = self.model.transcribe(samples, params=params, hotwords=hotwords, cancelled=self.cancelled)
         self._usage += transcript.usage
         self._reasons.add(transcript.finish_reason)
         return transcript
@@ -101,9 +104,9 @@ class Listener:
 
     def _listen(self, samples: np.ndarray, question: str, speech: bool) -> Prompt | None:
         """The question as the model reads it; None where it is about `speech` and nobody speaks."""
-        if speech and not sounds(samples):
+        backend, voice = self.model.backend, self.model.voice
+        if speech and not (sounds(samples) and (voice is None or is_spoken(samples, voice))):
             return None
-        backend = self.model.backend
         prompt = listen(backend, self.model.processor, [samples], question)
         logprobs = prompt.audio.letter_logprobs
         silent = speech and logprobs is not None and is_silent(logprobs, backend.config.audio.letters)

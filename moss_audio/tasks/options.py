@@ -17,9 +17,9 @@ from moss_audio.prompts import TRANSCRIPT_BEAMS
 T = TypeVar("T")
 
 
-def option(text: str, default: Any = MISSING) -> Any:
-    """A field with its help; without a default it is required."""
-    return field(default=default, metadata={"help": text})
+def option(text: str, default: Any = MISSING, items: tuple[int, int] = (0, 0)) -> Any:
+    """A field with its help; without a default it is required. `items` is how few and how many texts a list has."""
+    return field(default=default, metadata={"help": text, "items": items})
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class TranscribeOptions:
     """How a transcript is written."""
 
     beams: int = option("texts weighed at a time; 1 is fastest", TRANSCRIPT_BEAMS)
+    hotwords: tuple[str, ...] = option("names and terms that may occur", (), items=(0, 100))
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ChooseOptions:
     """A question with two to four answers."""
 
     question: str = option("what to ask")
-    choices: tuple[str, ...] = option("the answers to choose from, two to four")
+    choices: tuple[str, ...] = option("the answers to choose from, two to four", items=(2, 4))
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,10 @@ def schema_of(options: type[Any]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for one in fields(options):
         properties[one.name] = {**_TYPES[kinds[one.name]], "description": one.metadata["help"]}
+        if properties[one.name]["type"] == "array":
+            properties[one.name] |= dict(zip(("minItems", "maxItems"), one.metadata["items"], strict=True))
         if one.default is not MISSING and one.default is not None:
-            properties[one.name]["default"] = one.default
+            properties[one.name]["default"] = list(one.default) if isinstance(one.default, tuple) else one.default
     required = [one.name for one in fields(options) if one.default is MISSING]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
@@ -114,7 +117,7 @@ _TYPES: Mapping[Any, Mapping[str, Any]] = {
     int: {"type": "integer", "minimum": 0},
     float: {"type": "number", "minimum": 0},
     float | None: {"type": ["number", "null"], "minimum": 0},
-    tuple[str, ...]: {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 4},
+    tuple[str, ...]: {"type": "array", "items": {"type": "string"}},
     Mapping[str, str] | None: {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
     Literal["auto", "speech", "music"]: {"type": "string", "enum": ["auto", "speech", "music"]},
 }
@@ -130,8 +133,9 @@ def _checked(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
     if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
         raise PromptError(f"{name} is {value!r}; valid: a number from 0")
     if isinstance(value, list | tuple):
-        if not 2 <= len(value) <= 4 or not all(isinstance(one, str) and one.strip() for one in value):
-            raise PromptError(f"{name} is {list(value)!r}; valid: two to four texts")
+        least, most = schema["minItems"], schema["maxItems"]
+        if not least <= len(value) <= most or not all(isinstance(one, str) and one.strip() for one in value):
+            raise PromptError(f"{name} is {list(value)!r}; valid: {least} to {most} texts")
         return tuple(value)
     if isinstance(value, Mapping) and not all(isinstance(one, str) for pair in value.items() for one in pair):
         raise PromptError(f"{name} is {dict(value)!r}; valid: texts by name")
