@@ -29,7 +29,8 @@ class Scripted(FakeBackend):
     """Answers by what the prompt asks for, one prompt at a time, with `pause` seconds before each token."""
 
     def __init__(self) -> None:
-        super().__init__(self._next, letter_logprobs=lambda mels: letter_head("we walked along the river the boats"))
+        letters = letter_head("we walked along the river the boats came home", frames_per_letter=3)
+        super().__init__(self._next, letter_logprobs=lambda mels: letters)
         self.pause = 0.0
         self._script = scripted("")
 

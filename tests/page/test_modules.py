@@ -54,7 +54,7 @@ def test_recordings_are_wav_files(call):
 
 
 def test_subtitles_are_those_of_the_package(call):
-    segments = [Segment(0.0, 1.5, "Ham & <eggs>."), Segment(3661.0625, 3662.9, "Come home.")]
+    segments = [Segment(0.0, 1.5, "Ham & <eggs>."), Segment(3661.0628, 3662.9, "Come home.")]
     plain = [segment.to_dict() for segment in segments]
     assert call("transcript", "m.toSrt(x)", plain) == WRITERS["srt"](segments)
     assert call("transcript", "m.toVtt(x)", plain) == WRITERS["vtt"](segments)
