@@ -1,0 +1,181 @@
+"""Clients of all kinds against a server of the Mini on loopback: latencies, statuses and memory.
+
+    python benchmarks/server_load.py --clients 32 --seconds 120
+
+A third of the clients transcribe, others ask with streaming, find events, read slowly, stop in the middle of an upload
+or of an answer. Decoders are killed meanwhile. Exit status 1 for any 5xx but 503, or where memory grew by over 5 %
+from the middle of the run to its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import httpx
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+CLIPS = ("speech_woman.ogg", "speech_man.ogg", "siren.ogg", "arpeggio.ogg", "silence.flac")
+
+Kind = Callable[["Load", httpx.AsyncClient], Awaitable[int]]
+
+
+class Load:
+    """One run: what was asked and what came back."""
+
+    def __init__(self, url: str, pid: int) -> None:
+        self.url, self.pid = url, pid
+        self.latencies: dict[str, list[float]] = defaultdict(list)
+        self.statuses: dict[str, Counter[int]] = defaultdict(Counter)
+        self.memory_mb: list[float] = []
+        self.files = [(EXAMPLES / name).read_bytes() for name in CLIPS]
+
+    def clip(self) -> bytes:
+        return random.choice(self.files)
+
+    def question(self) -> dict[str, object]:
+        audio = {"data": base64.b64encode(self.clip()).decode(), "format": "ogg"}
+        content = [{"type": "input_audio", "input_audio": audio}, {"type": "text", "text": "Describe this audio."}]
+        return {"messages": [{"role": "user", "content": content}], "stream": True, "max_tokens": 24}
+
+    async def client(self, kind: Kind, until: float) -> None:
+        """One client, asking again and again."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=120) as http:
+            while time.monotonic() < until:
+                began, name = time.monotonic(), kind.__name__
+                try:
+                    status = await kind(self, http)
+                except httpx.TransportError:
+                    status = 0  # the client's own doing, or the server's: counted, and told apart by its kind
+                self.statuses[name][status] += 1
+                if status == 200:
+                    self.latencies[name].append(time.monotonic() - began)
+                await asyncio.sleep(random.uniform(0, 0.2) if status in (0, 200) else 1.0)
+
+    async def watch(self, until: float) -> None:
+        """Memory of the server itself twice a second, and now and then a dead decoder."""
+        while time.monotonic() < until:
+            self.memory_mb.append(resident_mb(self.pid))
+            if random.random() < 0.05 and (children := children_of(self.pid)):
+                os.kill(random.choice(children), signal.SIGKILL)
+            await asyncio.sleep(0.5)
+
+
+async def transcribe(load: Load, http: httpx.AsyncClient) -> int:
+    return (await http.post("/v1/audio/transcriptions", files={"file": ("a.ogg", load.clip())})).status_code
+
+
+async def ask(load: Load, http: httpx.AsyncClient) -> int:
+    return (await http.post("/v1/chat/completions", json=load.question())).status_code
+
+
+async def find_events(load: Load, http: httpx.AsyncClient) -> int:
+    return (await http.post("/v1/audio/events", files={"file": ("a.ogg", load.clip())})).status_code
+
+
+async def read_slowly(load: Load, http: httpx.AsyncClient) -> int:
+    async with http.stream("POST", "/v1/chat/completions", json=load.question()) as response:
+        async for _ in response.aiter_raw(64):
+            await asyncio.sleep(0.05)
+        return response.status_code
+
+
+async def leave_early(load: Load, http: httpx.AsyncClient) -> int:
+    async with http.stream("POST", "/v1/chat/completions", json=load.question()) as response:
+        await asyncio.sleep(random.uniform(0, 0.5))
+        return response.status_code
+
+
+async def send_half(load: Load, http: httpx.AsyncClient) -> int:
+    host, _, port = load.url.removeprefix("http://").partition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
+    writer.write(head + b"x" * 999)
+    await writer.drain()
+    await asyncio.sleep(random.uniform(0, 2))
+    writer.close()
+    return 0
+
+
+KINDS: tuple[Kind, ...] = (transcribe, ask, find_events, transcribe, read_slowly, leave_early, transcribe, send_half)
+
+
+def resident_mb(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def children_of(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text(encoding="ascii").split()]
+
+
+async def run(load: Load, n_clients: int, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    clients = [load.client(KINDS[number % len(KINDS)], until) for number in range(n_clients)]
+    await asyncio.gather(load.watch(until), *clients)
+
+
+def report(load: Load) -> bool:
+    """Print what happened; whether it is as it should be."""
+    for name, counts in sorted(load.statuses.items()):
+        times = sorted(load.latencies[name]) or [0.0]
+        p95 = times[min(len(times) - 1, int(0.95 * len(times)))]
+        ends = " ".join(f"{status or 'left'}:{n}" for status, n in sorted(counts.items()))
+        print(f"{name:<14} median {statistics.median(times):6.2f} s  p95 {p95:6.2f} s  max {times[-1]:6.2f} s  {ends}")
+    half, growth = len(load.memory_mb) // 2, 0.0
+    if half:
+        middle, end = (statistics.mean(part[-max(1, half // 2) :]) for part in (load.memory_mb[:half], load.memory_mb))
+        growth = end / middle - 1
+        print(f"memory {load.memory_mb[0]:.0f} MB at first, {middle:.0f} MB in the middle, {end:.0f} MB at the end")
+    failed = [status for counts in load.statuses.values() for status in counts if status >= 500 and status != 503]
+    return not failed and growth <= 0.05
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    args = parser.parse_args()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    limits = ["--requests-per-minute", "100000", "--burst", "100000", "--max-waiting-per-key", "64"]
+    command = [sys.executable, "-m", "moss_audio.cli", "serve", "--port", str(port), *limits]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait(url)
+        load = Load(url, server.pid)
+        asyncio.run(run(load, args.clients, args.seconds))
+        return int(not report(load))
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def wait(url: str) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise SystemExit("the server did not start within 120 s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
