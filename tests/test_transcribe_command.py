@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import stat
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from fakes import FakeBackend, FakeProcessor, scripted
 
 import moss_audio
 from moss_audio.audio import load_audio
-from moss_audio.cli import main
+from moss_audio.cli import build_parser, main
 from moss_audio.errors import BackendError, UnsupportedAudioError
 from moss_audio.inference.engine import MossAudio
 from moss_audio.transcript import Segment
@@ -167,6 +168,14 @@ def test_subtitles_can_be_made_readable(says, tmp_path, capsys):
     name = str(write_wav(tmp_path / "a.wav", 1))
     assert main(["transcribe", name, "--format", "srt", "--line-length", "20"]) == 0
     assert capsys.readouterr().out.splitlines()[2:4] == ["One two three four", "five six seven."]
+
+
+def test_commands_of_the_page_parse():
+    page = (SPEECH.parent.parent / "docs" / "transcripts.md").read_text("utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("moss-audio ")]
+    assert len(lines) == 4
+    for line in lines:
+        build_parser().parse_args(shlex.split(line.split(">")[0])[1:])
 
 
 @pytest.fixture(scope="module")
