@@ -71,8 +71,11 @@ class World:
             ]  # fmt: skip
             return Pool(store, kind, chosen, [label_of(store.rows[i]) for i in chosen])
 
-        self.sounds = [(pool(name, "sound"), float(weight)) for name, weight in recipe["sounds"].items()]
-        self.speech = [(pool(name, "speech"), float(weight)) for name, weight in recipe["speech"].items()]
+        def pools(kind: str, names: Mapping[str, float]) -> list[tuple[Pool, float]]:
+            made = [(pool(name, kind), float(weight)) for name, weight in names.items()]
+            return [(pool, weight) for pool, weight in made if pool.labels]
+
+        self.sounds, self.speech = pools("sound", recipe["sounds"]), pools("speech", recipe["speech"])
         self.music = pool(recipe["music"], "music")
         self.emotion = pool(recipe["emotion"], "speech")
         self.orders = pool(recipe["orders"], "speech")
