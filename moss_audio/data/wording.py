@@ -15,6 +15,8 @@ import numpy as np
 from moss_audio.data.punctuate import sentence
 from moss_audio.data.scene import Event, Scene
 from moss_audio.prompts import (
+    CAPTION_FIELDS,
+    CAPTION_SPEECH,
     CHOOSE,
     CONVERSE,
     CONVERSE_FIELDS,
@@ -233,6 +235,23 @@ def emotion(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     """The speaker's emotion in one word."""
     felt = {event.truth["emotion"] for event in scene.events if "emotion" in event.truth}
     return (ask("emotion", rng), capital(EMOTION_WORDS[felt.pop()])) if len(felt) == 1 else None
+
+
+def speaker(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
+    """The thirteen fields of a speech caption: those that the truth knows, the others unknown."""
+    (event,) = scene.events or (None,)
+    if event is None or event.truth.get("gender") not in ("male", "female"):
+        return None
+    pace = len((event.truth.get("text") or "").split()) / max(0.5, event.end - event.start)
+    known = {
+        "gender": event.truth["gender"],
+        "age": "adult" if "age" in event.truth else None,
+        "speed": None if not event.truth.get("text") else "slow" if pace < 2 else "fast" if pace > 3.3 else "moderate",
+        "accent": "German" if event.truth.get("language") == "de" else None,
+        "emotion": EMOTION_WORDS.get(event.truth.get("emotion", "")),
+        "summary": capital(f"{EMOTION_WORDS.get(event.truth.get('emotion', ''), '')} {named(event)}".strip()),
+    }
+    return CAPTION_SPEECH, json.dumps({field: known.get(field) or "unknown" for field in CAPTION_FIELDS})
 
 
 def background(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
