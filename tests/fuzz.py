@@ -38,7 +38,7 @@ SLOW_SECONDS = 20.0
 
 FORMATS = (
     ("wav", "pcm_s16le", 16_000), ("wav", "pcm_f32le", 44_100), ("flac", "flac", 16_000), ("mp3", "libmp3lame", 22_050),
-    ("ogg", "libopus", 48_000), ("ogg", "flac", 44_100), ("mp4", "aac", 44_100), ("matroska", "libopus", 48_000),
+    ("ogg", "libopus", 48_000), ("mov", "pcm_s24le", 44_100), ("mp4", "aac", 44_100), ("matroska", "libopus", 48_000),
     ("adts", "aac", 16_000), ("aiff", "pcm_s16be", 8_000), ("webm", "libopus", 48_000),
 )  # fmt: skip
 
