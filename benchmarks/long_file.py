@@ -5,7 +5,7 @@ prints
 
 - the word error rate within 3 s of the seams between windows, beside that of all other words;
 - drift: how far words near the end lie from where they lie when their clip is transcribed alone, plus its start;
-- the peak of memory beyond what the model takes for one window, and the speed.
+- the peak of memory beyond what the model takes for one window, after half and at the end, and the speed.
 
 The place of a word in its clip is taken to be that of its letters; each seam is where a window really ended.
 """
@@ -131,13 +131,14 @@ def main() -> None:
         recording = Path(folder, "long.flac")
         clips = compose(args.manifest, args.minutes, recording)
         model.transcribe(np.resize(load_audio(clips[0].path), 28 * SAMPLE_RATE), params=params)
-        before, began, seams = peak_bytes(), time.perf_counter(), list[float]()
+        before, began, seams, peaks = peak_bytes(), time.perf_counter(), list[float](), list[int]()
 
         def report(progress: Progress) -> None:
             seams.append(progress.passage.end)
+            peaks.append(peak_bytes())
 
         whole = model.transcribe(recording, params=params, progress=report)
-    busy, after = time.perf_counter() - began, peak_bytes()
+    busy = time.perf_counter() - began
     times = np.array([at for clip in clips for at in word_times(clip)])
     errors = errors_by_word([word for clip in clips for word in clip.words], english(whole.text))
     near = np.abs(times[:, None] - np.array(seams[:-1] or [-1e9])).min(axis=1) < SEAM_SECONDS
@@ -147,7 +148,8 @@ def main() -> None:
     shifts = drift(model, whole, clips[-LAST_CLIPS:])
     median = f"{1000 * float(np.median(shifts)):+.0f} ms over {len(shifts)} words" if shifts else "no word in common"
     print(f"drift at the end: {median}")
-    print(f"memory beyond one window: {(after - before) / 1e6:.0f} MB at most, of {after / 1e6:.0f} MB in all")
+    half, most = ((peaks[at] - before) / 1e6 for at in (len(peaks) // 2, -1))
+    print(f"memory beyond one window: {half:.0f} MB after half, {most:.0f} MB at the end, of {peaks[-1] / 1e6:.0f} MB")
     print(f"{whole.duration / 60:.1f} min in {len(seams)} windows, {busy / whole.duration:.3f} of real time; "
           f"{whole.finish_reason}; {len(whole.notes)} notes")  # fmt: skip
     for note in whole.notes:
