@@ -253,6 +253,8 @@ def test_key_sentences_stand_for_the_rest():
     ]  # fmt: skip
     assert [one.start for one in key_sentences(said, 2)] == [0, 15]
     assert key_sentences(said, 0) == () and key_sentences([], 3) == ()
+    again = sentence("The river boats came home early!", 30)
+    assert [one.start for one in key_sentences([*said, again], 9)] == [0, 10, 15]
 
 
 def test_review_flags_words_and_asks_about_the_rest():

@@ -94,7 +94,7 @@ class Listener:
 
     def speaks(self, samples: np.ndarray) -> bool:
         """Whether anybody speaks, as far as the model can tell."""
-        return self._listen(samples, "", speech=True) is not None
+        return any(self._listen(part, "", speech=True) is not None for _, part in self.parts(samples))
 
     def cost(self, samples: np.ndarray) -> Cost:
         """What the run has cost so far."""

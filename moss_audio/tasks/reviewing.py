@@ -141,8 +141,12 @@ def question_of(description: str) -> str:
 def key_sentences(segments: Sequence[Segment], count: int) -> tuple[Segment, ...]:
     """The `count` sentences whose words come most often in the whole, in order of time (Luhn, IBM Journal 2, 1958).
 
-    Sentences of fewer than three words that carry meaning say too little to be kept.
+    Sentences of fewer than three words that carry meaning say too little to be kept, and one said twice is kept once.
     """
+    once: dict[tuple[str, ...], Segment] = {}
+    for segment in segments:
+        once.setdefault(tuple(plain_words(segment.text)), segment)
+    segments = list(once.values())
     meant = [[word for word in plain_words(segment.text) if word not in _COMMON] for segment in segments]
     often = Counter(word for words in meant for word in words)
     scores = [sum(often[word] for word in words) / len(words) if len(words) >= 3 else 0.0 for words in meant]
