@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moss_audio.audio import SAMPLE_RATE, load_audio
@@ -20,7 +20,7 @@ SAMPLES = np.random.default_rng(0).normal(0, 0.1, 100 * SAMPLE_RATE).astype(np.f
 
 
 @given(st.lists(st.integers(0, len(SAMPLES)), max_size=8), st.integers(0, len(SAMPLES)))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_windows_are_the_whole_however_it_comes(marks, length):
     samples = SAMPLES[:length]
     edges = sorted({0, length, *(mark for mark in marks if mark < length)})

@@ -8,12 +8,15 @@ from itertools import pairwise
 import pysubs2
 import pytest
 import webvtt
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moss_audio.errors import PromptError
 from moss_audio.transcript import WRITERS, Segment, SubtitleShape, Word, group_words, parse_timestamped, shape, write
 from moss_audio.transcript.parse import _STAMP
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
+"""A busy machine is no error."""
 
 
 def spoken(text: str, gaps: dict[int, float] | None = None) -> list[Word]:
@@ -81,6 +84,7 @@ STAMPS = st.one_of(
 SAID = st.sampled_from("hello there,|How are you?|[note]|a|und dann|3 men|it [is".split("|"))
 
 
+@patient
 @given(st.lists(st.one_of(STAMPS, SAID)), st.one_of(st.none(), st.floats(1, 600)), st.booleans())
 def test_no_text_is_lost_and_every_segment_lies_in_the_recording_with_a_length(pieces, duration, overlaps):
     text = " ".join(pieces)
@@ -92,11 +96,13 @@ def test_no_text_is_lost_and_every_segment_lies_in_the_recording_with_a_length(p
         assert 0 <= segment.start < segment.end and (duration is None or segment.end <= duration + 1e-6)
 
 
+@patient
 @given(st.text(max_size=60), st.one_of(st.none(), st.floats(0.1, 1e4)))
 def test_anything_can_be_parsed(text, duration):
     assert all(s.start < s.end for s in parse_timestamped(text, duration))
 
 
+@patient
 @given(st.lists(st.tuples(st.floats(0.1, 5), st.floats(0, 3)), min_size=1, max_size=9))
 def test_what_is_right_passes_unchanged(steps):
     now, said = 0.0, []
@@ -192,6 +198,7 @@ def at_ms(segment: Segment) -> tuple[int, int]:
     return round(1000 * segment.start), round(1000 * segment.end)
 
 
+@patient
 @given(transcripts())
 def test_independent_readers_agree_with_srt(segments):
     read = pysubs2.SSAFile.from_string(WRITERS["srt"](segments), format_="srt")
@@ -199,6 +206,7 @@ def test_independent_readers_agree_with_srt(segments):
     assert [" ".join(cue.plaintext.split()) for cue in read] == [s.text for s in segments]
 
 
+@patient
 @given(transcripts(), st.booleans())
 def test_independent_readers_agree_with_vtt(segments, word_cues):
     text = write(segments, "vtt", word_cues=word_cues)
@@ -212,6 +220,7 @@ def test_independent_readers_agree_with_vtt(segments, word_cues):
         assert [(cue.start, cue.end) for cue in read] == [at_ms(s) for s in segments]
 
 
+@patient
 @given(transcripts(), st.integers(8, 50), st.integers(1, 3), st.floats(5, 30), st.booleans())
 def test_subtitles_keep_the_words_and_the_rules(segments, line_length, lines, pace, timed):
     if not timed:
