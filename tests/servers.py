@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import numpy as np
 import uvicorn
 from fakes import END, VOCAB, FakeBackend, FakeCache, FakeProcessor
@@ -21,6 +23,7 @@ from starlette.testclient import TestClient
 from moss_audio.inference.engine import MossAudio
 from moss_audio.server.app import create_app
 from moss_audio.server.keys import ApiKeys, digest
+from moss_audio.server.run import run
 from moss_audio.server.settings import Settings
 
 KEY = "moss-a-key-that-is-only-for-tests"
@@ -71,14 +74,14 @@ def live(served: Any) -> Iterator[str]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        config = uvicorn.Config(served, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(served, log_config=None, access_log=False, timeout_graceful_shutdown=30)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         until(lambda: server.started, 20)
         yield f"http://127.0.0.1:{port}"
         server.should_exit = True
-        thread.join(20)
+        thread.join(40)
 
 
 def until(condition: Any, seconds: float = 10.0) -> None:
@@ -106,6 +109,31 @@ def question(text: str = "What is said?", clip: bytes | None = None, **more: Any
     return {"messages": [{"role": "user", "content": [audio, {"type": "text", "text": text}]}], **more}
 
 
-if __name__ == "__main__":  # a server of its own, to be killed: python servers.py PORT STORE DELAY
-    port, store, delay = sys.argv[1:]
-    uvicorn.run(app(delay=float(delay), store=store), port=int(port), log_level="error")
+@contextmanager
+def process(store: str = "", delay: float = 0.0, text: str = "Hello there.") -> Iterator[tuple[httpx.Client, Any]]:
+    """A server in a process of its own, which the test may kill."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, __file__, str(port), store, str(delay), text]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        try:
+            until(lambda: _ready(http), 60)
+            yield http, running
+        finally:
+            running.kill()
+            running.wait()
+
+
+def _ready(http: httpx.Client) -> bool:
+    try:
+        return http.get("/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+if __name__ == "__main__":
+    port, store, delay, text = sys.argv[1:]
+    patient = {"requests_per_minute": 1_000_000, "burst": 1_000_000, "running": 1, "grace_seconds": 1.0}
+    run(Settings(port=int(port), store=store, **patient), lambda: model(text, float(delay)), "mini")

@@ -6,15 +6,9 @@ import base64
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
 
-import httpx
 import pytest
-from servers import KEY, KEYS, client, question, until, wav
+from servers import KEY, KEYS, client, process, question, until, wav
 
 CHAT = "/v1/chat/completions"
 
@@ -138,39 +132,15 @@ def test_the_store_is_limited_and_forgets():
         until(lambda: http.app.state.store.expire() or not http.get("/v1/files").json()["data"])
 
 
-@contextmanager
-def process(store: Path, delay: float):
-    """A server in a process of its own, which the test may kill."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(Path(__file__).with_name("servers.py")), str(port), str(store), str(delay)]
-    running = subprocess.Popen(command)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
-        try:
-            until(lambda: answers(http), 30)
-            yield http, running
-        finally:
-            running.kill()
-            running.wait()
-
-
-def answers(http: httpx.Client) -> bool:
-    try:
-        return http.get("/ready").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
 def test_nothing_is_lost_when_the_server_is_killed(tmp_path):
     store = tmp_path / "store.db"
-    with process(store, delay=0.01) as (http, running):
+    with process(str(store), delay=0.01) as (http, running):
         batch = start(http, "\n".join(line(str(n)) for n in range(8)))
         until(lambda: http.get(f"/v1/batches/{batch['id']}").json()["request_counts"]["completed"] >= 2)
         os.kill(running.pid, signal.SIGKILL)
         running.wait()
     assert store.stat().st_mode & 0o077 == 0
-    with process(store, delay=0) as (http, _):
+    with process(str(store), delay=0) as (http, _):
         batch = ended(http, batch, 30)
         assert batch["request_counts"] == {"total": 8, "completed": 8, "failed": 0}
         assert [result["custom_id"] for result in results(http, batch["output_file_id"])] == [str(n) for n in range(8)]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from servers import KEY, KEYS, app, client, live, question, until, wav
+from servers import KEY, KEYS, app, client, live, process, question, until, wav
 
 from moss_audio.audio import load_audio
 from moss_audio.errors import AudioError, AudioLimitError, CorruptAudioError, UnsupportedAudioError
@@ -163,7 +163,7 @@ def test_a_worker_has_limits_of_time_and_memory():
     async def slow(decoders: Decoders) -> None:
         await decoders.start()
         os.kill(decoders.pids[0], signal.SIGSTOP)
-        with pytest.raises(AudioError, match="within 1 s"):
+        with pytest.raises(AudioError, match="within 3 s"):
             await decoders.decode("ann", wav())
         assert len(await decoders.decode("ann", wav())) == 32_000
 
@@ -172,7 +172,7 @@ def test_a_worker_has_limits_of_time_and_memory():
             await decoders.decode("ann", wav(4000, rate=8000))
         assert len(await decoders.decode("ann", wav())) == 32_000
 
-    decoding(slow, decoders=1, decode_seconds=1.0)
+    decoding(slow, decoders=1, decode_seconds=3.0)
     decoding(large, decoders=1, decode_memory_bytes=600 << 20)
 
 
@@ -266,11 +266,11 @@ def test_a_client_that_waits_its_turn_and_hangs_up_leaves_the_queue():
 
 
 def test_stopping_finishes_what_runs_and_refuses_the_rest():
-    served = app("x" * 30, delay=0.03, running=1, grace_seconds=5)
+    served = app("x" * 10, delay=0.05, running=1, grace_seconds=20)
     answers: dict[str, httpx.Response] = {}
 
     def ask(name: str, url: str) -> None:
-        answers[name] = httpx.post(url + CHAT, json=question(), timeout=20)
+        answers[name] = httpx.post(url + CHAT, json=question(), timeout=60)
 
     with live(served) as url:
         threads = [threading.Thread(target=ask, args=(name, url)) for name in ("first", "second")]
@@ -278,8 +278,31 @@ def test_stopping_finishes_what_runs_and_refuses_the_rest():
             thread.start()
         until(lambda: served.state.service.turns.waiting == 1)
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert sorted(answer.status_code for answer in answers.values()) in ([200, 200], [200, 503])
+
+
+def test_sigterm_refuses_who_waits_and_tells_whose_answer_is_cut():
+    answers: dict[str, tuple[int, float]] = {}
+
+    def ask(name: str, http: httpx.Client) -> None:
+        status = http.post(CHAT, json=question(max_tokens=2000)).status_code
+        answers[name] = status, time.monotonic()
+
+    with process(delay=0.01, text="x" * 10_000) as (http, running):
+        threads = [threading.Thread(target=ask, args=(name, http)) for name in ("runs", "waits")]
+        for thread in threads:
+            thread.start()
+            until(lambda: b"moss_audio_running 1.0" in http.get("/metrics").content)
+        until(lambda: b"moss_audio_waiting 1.0" in http.get("/metrics").content)
+        began = time.monotonic()
+        running.terminate()
+        for thread in threads:
+            thread.join(30)
+        assert running.wait(30) in (0, -signal.SIGTERM)  # uvicorn passes the signal on at its end
+    (first, early), (second, late) = sorted(answers.values(), key=lambda answer: answer[1])
+    assert (first, second) == (503, 503)
+    assert early - began < late - began - 0.5
 
 
 @pytest.mark.parametrize(

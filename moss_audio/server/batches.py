@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -18,16 +17,15 @@ from pydantic import BaseModel, Field, ValidationError
 
 from moss_audio.server import chat, task_routes, transcripts
 from moss_audio.server.chat import new_id
+from moss_audio.server.observing import LOG
 from moss_audio.server.refusals import Refusal, refusal
-from moss_audio.server.schemas import BatchList, BatchReply, Body, ChatRequest, Counts, Deleted, FileList, FileReply
+from moss_audio.server.schemas import Body, ChatRequest, Reply
 from moss_audio.server.schemas import Request as Schema
 from moss_audio.server.service import Service, owner_of, service_of
 from moss_audio.server.store import Batch, Line, Store, StoredFile
 from moss_audio.tasks import TASKS, Task
 
 router = APIRouter()
-
-LOG = logging.getLogger("moss_audio.server")
 
 OUTPUT, ERRORS = "output-", "errors-"
 """Results are read as files of these names, each followed by the batch's."""
@@ -50,6 +48,59 @@ ENDPOINTS: Mapping[str, tuple[type[BaseModel], Answer]] = {
     **{f"/v1/audio/{task.name}": (task_routes.TaskLine, _task_line(task)) for task in TASKS.values()},
 }
 """What a line may ask, with the schema of its body."""
+
+
+class FileReply(Reply):
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: Literal["batch"] = "batch"
+    status: Literal["processed"] = "processed"
+
+
+class FileList(Reply):
+    object: Literal["list"] = "list"
+    data: list[FileReply]
+    has_more: bool = False
+
+
+class Deleted(Reply):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+class Counts(Reply):
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchReply(Reply):
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    input_file_id: str
+    completion_window: str = "24h"
+    status: Literal["in_progress", "completed", "cancelled"]
+    created_at: int
+    in_progress_at: int | None
+    completed_at: int | None
+    cancelled_at: int | None
+    output_file_id: str | None
+    error_file_id: str | None
+    request_counts: Counts
+    metadata: dict[str, str]
+
+
+class BatchList(Reply):
+    object: Literal["list"] = "list"
+    data: list[BatchReply]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool = False
 
 
 class BatchRequest(Body):

@@ -302,62 +302,6 @@ class TranscriptDone(Reply):
     usage: TokenUsage
 
 
-# --- files and batches ------------------------------------------------------------------------------------------------
-
-
-class FileReply(Reply):
-    id: str
-    object: Literal["file"] = "file"
-    bytes: int
-    created_at: int
-    filename: str
-    purpose: Literal["batch"] = "batch"
-    status: Literal["processed"] = "processed"
-
-
-class FileList(Reply):
-    object: Literal["list"] = "list"
-    data: list[FileReply]
-    has_more: bool = False
-
-
-class Deleted(Reply):
-    id: str
-    object: Literal["file"] = "file"
-    deleted: Literal[True] = True
-
-
-class Counts(Reply):
-    total: int
-    completed: int
-    failed: int
-
-
-class BatchReply(Reply):
-    id: str
-    object: Literal["batch"] = "batch"
-    endpoint: str
-    input_file_id: str
-    completion_window: str = "24h"
-    status: Literal["in_progress", "completed", "cancelled"]
-    created_at: int
-    in_progress_at: int | None
-    completed_at: int | None
-    cancelled_at: int | None
-    output_file_id: str | None
-    error_file_id: str | None
-    request_counts: Counts
-    metadata: dict[str, str]
-
-
-class BatchList(Reply):
-    object: Literal["list"] = "list"
-    data: list[BatchReply]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool = False
-
-
 # --- models and errors ------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ class Service:
     def __init__(self, settings: Settings, model: MossAudio, name: str) -> None:
         self.settings, self.model, self.name = settings, model, name
         self.created, self.state = int(time.time()), "starting"
+        self._stopped: asyncio.Future[None] | None = None
         self.metrics, self.fetcher = Metrics(), Fetcher(settings)
         self.decoders = Decoders(settings, lambda found: self.metrics.cache.labels(str(found).lower()).inc())
         self.turns = Turns(settings.running, settings.max_waiting, settings.max_waiting_per_key, self.metrics)
@@ -41,10 +42,17 @@ class Service:
         await self.decoders.start()
         self.state = "ok"
 
+    def begin_to_stop(self) -> None:
+        """Take no more work and refuse what waits; what runs has its grace."""
+        if self._stopped is None:
+            self.state = "stopping"
+            self._stopped = asyncio.ensure_future(self.turns.close(self.settings.grace_seconds))
+
     async def stop(self) -> None:
         """Finish or hand back what runs."""
-        self.state = "stopping"
-        await self.turns.close(self.settings.grace_seconds)
+        self.begin_to_stop()
+        if self._stopped is not None:
+            await self._stopped
         await self.decoders.close()
 
     def check_model(self, asked: str | None) -> None:
