@@ -204,9 +204,9 @@ def test_refusals_are_said_in_plain_words(page, clip):
 def test_a_busy_server_is_tried_again_when_it_said(page, clip):
     load(page, clip)
     page.route("**/v1/audio/**", lambda route: route.fulfill(
-        status=429, headers={"Retry-After": "1"}, json={"error": {"message": "slow down"}}), times=1)  # fmt: skip
+        status=429, headers={"Retry-After": "2"}, json={"error": {"message": "slow down"}}), times=1)  # fmt: skip
     page.click("#transcribe")
-    page.wait_for_selector("#notice button:disabled:text('Try again (1)')")
+    page.wait_for_selector("#notice button:disabled:text('Try again (')")
     page.click("#notice button:text-is('Try again')")
     page.wait_for_selector("#exports:not([hidden])")
     assert page.is_hidden("#notice")
@@ -259,13 +259,14 @@ def test_the_microphone_makes_a_recording(page):
     page.wait_for_selector("#recorded:text('0:01')")
     page.click("#record-stop")
     page.wait_for_selector("#stage:not([aria-valuemax='0'])")
-    assert page.text_content("#name").startswith("Recording ") and page.text_content("#duration") in ("0:01", "0:02")
+    assert page.text_content("#name").startswith("Recording ") and page.text_content("#duration") != "0:00"
     assert colours(page, "wave") > 1
 
 
 def test_everything_works_from_the_keyboard(page, clip):
     load(page, clip)
-    page.focus("#stage")
+    focused = "document.activeElement.id"
+    page.wait_for_selector("#stage:focus")
     for key, value in (("ArrowRight", "1.0"), ("End", "3.0"), ("ArrowLeft", "2.0"), ("Home", "0.0")):
         page.keyboard.press(key)
         page.wait_for_selector(f"#stage[aria-valuenow='{value}']")
@@ -274,14 +275,21 @@ def test_everything_works_from_the_keyboard(page, clip):
     page.wait_for_selector("#play[aria-label=Pause]")
     page.keyboard.press("Space")
     page.wait_for_selector("#play[aria-label=Play]")
+    page.focus("#transcribe")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#transcript:focus")
+    page.focus("#find-events")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#timeline button")
+    assert page.evaluate(focused) == "find-events"
     names = reached(page)
-    assert {"play", "stage", "transcribe", "question", "send", "theme", "open-history", "to-live"} <= names
+    assert {"play", "stage", "transcript", "question", "send", "theme", "open-history", "to-live"} <= names
     page.focus("#open-history")
     page.keyboard.press("Enter")
     page.wait_for_selector("#history[open]")
     page.keyboard.press("Escape")
     page.wait_for_selector("#history:not([open])", state="hidden")
-    assert page.evaluate("document.activeElement.id") == "open-history"
+    assert page.evaluate(focused) == "open-history"
 
 
 def reached(page) -> set[str]:

@@ -55,7 +55,7 @@ export class Conversation {
       const message = { role: "task", title, result };
       this.messages.push(message);
       bubble.replaceChildren(...this.#result(message));
-      this.#scroll();
+      this.#log.scrollTop = bubble.offsetTop - this.#log.offsetTop; // a table is read from its head
       return result;
     } catch (error) {
       bubble.remove();
