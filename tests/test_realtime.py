@@ -164,18 +164,18 @@ def test_a_session_of_nothing_but_nonsense_ends():
 
 
 def test_sessions_are_limited_in_number_and_time():
-    with client(live_sessions_per_key=1, live_idle_seconds=0.2) as http:
+    with client(live_sessions_per_key=1) as http:
         live = http.app.state.service.metrics.live
         with http.websocket_connect(URL) as socket:
             until_type(socket, "session.created")
             with pytest.raises(WebSocketDenialResponse) as refused, http.websocket_connect(URL):
                 pass
             assert refused.value.status_code == 429 and refused.value.json()["error"]["code"] == "too_many_live"
-            event = socket.receive_json()
-            assert event["error"]["code"] == "session_idle"
         until(lambda: live._value.get() == 0)
-        with http.websocket_connect(URL) as socket:
+    for limit, code in (("live_idle_seconds", "session_idle"), ("live_seconds", "session_expired")):
+        with client(**{limit: 1.0}) as http, http.websocket_connect(URL) as socket:
             until_type(socket, "session.created")
+            assert socket.receive_json()["error"]["code"] == code
 
 
 def test_a_browser_sends_its_key_as_a_subprotocol():
