@@ -89,9 +89,14 @@ class AudioLM(nn.Module):
             top = torch.cat([top, out.letter_logprobs.exp().to(top.dtype)], dim=-1)
         keep = torch.arange(top.shape[1], device=top.device) < out.lengths[:, None]
         embeds = self.audio_adapter(self._stack(top, keep))
-        mergers = zip(self.deepstack_audio_merger_list, out.taps, strict=True)
-        deepstack = torch.stack([merger(self._stack(tap, keep)) for merger, tap in mergers])
+        mergers = zip(self.deepstack_audio_merger_list, self.stacked_taps(out), strict=True)
+        deepstack = torch.stack([merger(tap) for merger, tap in mergers])
         return EncodedAudio(embeds, deepstack, None if out.letter_logprobs is None else out.letter_logprobs[keep])
+
+    def stacked_taps(self, out: EncoderOutput) -> Tensor:
+        """What the mergers read: the taps at the audio frames, `[K, S, stack·C]`."""
+        keep = torch.arange(out.top.shape[1], device=out.top.device) < out.lengths[:, None]
+        return torch.stack([self._stack(tap, keep) for tap in out.taps])
 
     def _stack(self, x: Tensor, keep: Tensor) -> Tensor:
         """Encoder frames `x [N, E, C]` → audio frames `[S, stack·C]`, the last of a chunk filled up with zeros."""
