@@ -6,6 +6,7 @@ business.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,8 +40,9 @@ class MelStore(Sequence[np.ndarray]):
         self.rows = read_manifest(manifest)
         cache.mkdir(parents=True, exist_ok=True)
         data, index = cache / f"{manifest.stem}.mel{n_mels}", cache / f"{manifest.stem}.index{n_mels}"
-        done = [int(line) for line in index.read_text().split()] if index.exists() else []
         with data.open("ab") as out, index.open("a") as lengths:
+            fcntl.flock(lengths, fcntl.LOCK_EX)  # processes of one run, or two runs, share the cache
+            done = [int(line) for line in index.read_text().split()]
             out.truncate(sum(done) * n_mels * 2)
             for row in self.rows[len(done) :]:
                 mel = log_mel(load_audio(manifest.parent / row["audio"]), n_mels)

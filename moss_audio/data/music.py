@@ -101,8 +101,8 @@ def read_tune(path: Path) -> Tune | None:
         return None
     notes = tuple(
         Note(int(n.pitch.midi), float(n.offset), float(n.quarterLength))
-        for n in score.notes
-        if n.isNote and n.quarterLength
+        for n in score.getElementsByClass("Note")
+        if n.quarterLength
     )
     beat = 1.5 if time.numerator in (6, 9, 12) and time.denominator == 8 else 1.0
     bar, metre = float(time.barDuration.quarterLength), time.ratioString
@@ -165,7 +165,8 @@ def render(midi: bytes, soundfont: Path, seconds: float) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         score, out = Path(scratch, "tune.mid"), Path(scratch, "tune.wav")
         score.write_bytes(midi)
-        command = ["fluidsynth", "-niq", "-g", "0.5", "-r", str(SAMPLE_RATE), "-F", out, soundfont, score]
+        options = ["-niq", "-g", "0.5", "-r", str(SAMPLE_RATE), "-F", str(out)]
+        command = ["fluidsynth", *options, str(soundfont), str(score)]
         subprocess.run(command, timeout=30, check=True, capture_output=True)
         with wave.open(str(out)) as wav:
             pcm = np.frombuffer(wav.readframes(int(seconds * SAMPLE_RATE)), "<i2").reshape(-1, wav.getnchannels())

@@ -6,6 +6,7 @@ generator that is passed in, so a seed gives the same scene again.
 
 from __future__ import annotations
 
+import fcntl
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,8 +58,9 @@ class SampleStore:
         self.rows = read_manifest(manifest)
         cache.mkdir(parents=True, exist_ok=True)
         data, index = cache / f"{manifest.stem}.pcm", cache / f"{manifest.stem}.pcm.index"
-        lengths = [int(line) for line in index.read_text().split()] if index.exists() else []
         with data.open("ab") as out, index.open("a") as record:
+            fcntl.flock(record, fcntl.LOCK_EX)  # processes of one run, or two runs, share the cache
+            lengths = [int(line) for line in index.read_text().split()]
             out.truncate(2 * sum(lengths))
             for row in self.rows[len(lengths) :]:
                 samples = load_audio(manifest.parent / row["audio"]) if row.get("audio") else np.zeros(0)

@@ -31,6 +31,7 @@ from moss_audio.training.augment import augment
 from moss_audio.training.examples import Chats, Example, Feed, Scenes, Sentences, Source
 from moss_audio.training.feed import Background
 from moss_audio.training.loop import Plan, compile_layers, fit, load_weights
+from moss_audio.training.processes import processes
 from moss_audio.training.scenes import World
 from moss_audio.training.simulate import LetterBank
 from moss_audio.training.spelling import greedy_text, letter_ids, spell
@@ -73,12 +74,13 @@ def build_bank(model: AudioLM, stores: Sequence[MelStore], clips: int, rng: np.r
         if not spelled or store.frames[i] > 1800:
             continue
         mel = augment(torch.from_numpy(store[i].astype(np.float32)), rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            out = model.audio_encoder(*cut([[mel]], model.config.audio.chunk_mel_frames))
+        device = model.audio_adapter.down_proj.weight.device
+        with torch.autocast(device.type, torch.bfloat16):
+            out = model.audio_encoder(*cut([[mel.to(device)]], model.config.audio.chunk_mel_frames))
         assert out.letter_logprobs is not None
         ids = letter_ids(spelled)
         if len(ids) * 2 < out.letter_logprobs.shape[1]:
-            bank.add(out.letter_logprobs[0].float().exp().numpy(), ids)
+            bank.add(out.letter_logprobs[0].float().exp().cpu().numpy(), ids)
     return bank
 
 
@@ -87,11 +89,12 @@ class Reader:
 
     def __init__(self, model: AudioLM, processor: Processor, bank: LetterBank | None = None) -> None:
         self.model, self.processor, self.bank = model, processor, bank
+        self.device = model.audio_adapter.down_proj.weight.device
 
     @torch.no_grad()
     def hear(self, mels: Sequence[np.ndarray]) -> EncoderOutput:
         """The frozen encoder on one clip a row."""
-        rows = [[torch.from_numpy(np.array(mel, np.float32))] for mel in mels]
+        rows = [[torch.from_numpy(np.array(mel, np.float32)).to(self.device)] for mel in mels]
         return self.model.audio_encoder(*cut(rows, self.model.config.audio.chunk_mel_frames))
 
     def loss(self, examples: Sequence[Example], rng: np.random.Generator, error_rate: float) -> Tensor:
@@ -114,11 +117,14 @@ class Reader:
                 turns += [Message.of("user", question), Message.of("assistant", answer)]
             inputs.append(self.processor.encode(turns, add_generation_prompt=False))
         batch = collate(inputs, pad_id=0)
-        ids, loss_mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.loss_mask)
+        ids, loss_mask, audio_mask = self._here(batch.input_ids, batch.loss_mask, batch.audio_mask)
         audio = self.model.adapt_output(heard) if heard is not None else None
-        hidden = self.model.hidden(ids, torch.from_numpy(batch.audio_mask), audio)
+        hidden = self.model.hidden(ids, audio_mask, audio)
         logits = self.model.logits(hidden[:, :-1][loss_mask[:, 1:]])
         return F.cross_entropy(logits.float(), ids[loss_mask])
+
+    def _here(self, *arrays: np.ndarray) -> Iterator[Tensor]:
+        return (torch.from_numpy(array).to(self.device) for array in arrays)
 
     def _ask(self, mel: np.ndarray | None, question: str, spelled: str) -> Message:
         text = SPELLED.format(question=question, letters=spelled)
@@ -127,13 +133,13 @@ class Reader:
     @torch.no_grad()
     def transcribe(self, mels: Sequence[np.ndarray], max_new_tokens: int = 120) -> list[str]:
         """Greedy transcripts of several clips at a time."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             heard = self.hear(mels)
             asked = [self._ask(mel, TRANSCRIBE, spelled) for mel, spelled in zip(mels, _letters(heard), strict=True)]
             batch = collate([self.processor.encode([message]) for message in asked], pad_id=0)
-            lengths, stop = torch.from_numpy(batch.lengths), self.processor.turn_end
+            ids, audio_mask, lengths = self._here(batch.input_ids, batch.audio_mask, batch.lengths)
+            stop = self.processor.turn_end
             cache = self.model.new_cache(len(mels), int(lengths.max()) + max_new_tokens + 1)
-            ids, audio_mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.audio_mask)
             logits = self.model.decode(ids, audio_mask, self.model.adapt_output(heard), cache, lengths, 1)
             answers = [logits[:, -1].argmax(-1)]
             done = answers[0] == stop
@@ -185,7 +191,6 @@ def train(
     noise = [MelStore(data / name, cache, n_mels) for name in recipe["noise"]]
     dev_store = MelStore(data / recipe["dev"], cache, n_mels)
     reader = Reader(model, processor, bank)
-    feed = Background(Feed(sources, recipe["batch_size"], noise, recipe["noise_rate"]), recipe["seed"])
     if recipe.get("compile"):
         compile_layers(model.language_model.layers)
 
@@ -200,7 +205,8 @@ def train(
             sample.append(text)
         return {"dev_wer": round(rate.value, 4), "dev_words": rate.words, "sample": sample[:3]}
 
-    fit(model, Plan.of(recipe), loss_of, dev, state, resume)
+    with Background(Feed(sources, recipe["batch_size"], noise, recipe["noise_rate"]), recipe["seed"]) as feed:
+        fit(model, Plan.of(recipe), loss_of, dev, state, resume)
 
 
 def main() -> None:
@@ -213,8 +219,8 @@ def main() -> None:
     parser.add_argument("--start", type=Path, nargs="+", default=(), help="states of earlier stages, put in in order")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
-    torch.manual_seed(0)
-    model = AudioLM.load(args.model)
+    torch.manual_seed(processes().rank)
+    model = AudioLM.load(args.model, device=processes().device)
     processor = Processor.load(args.model, model.config.audio.n_mels)
     if args.letters:
         load_weights(args.letters, model.audio_encoder)

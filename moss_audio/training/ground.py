@@ -30,6 +30,7 @@ from moss_audio.processor import Processor
 from moss_audio.training.augment import mask
 from moss_audio.training.feed import Background
 from moss_audio.training.loop import Plan, fit, load_weights
+from moss_audio.training.processes import processes
 from moss_audio.training.scenes import World
 
 SILENCE = "silence"
@@ -65,8 +66,9 @@ def label_states(model: AudioLM, processor: Processor, names: Sequence[str], n_l
     out = []
     start = processor.tokenizer.encode("The sound of")
     for name in names:
-        ids = torch.tensor([[*start, *processor.tokenizer.encode(f" {name}")]])
-        x, states = model.language_model.embed_tokens(ids), []
+        embeddings = model.language_model.embed_tokens
+        ids = torch.tensor([[*start, *processor.tokenizer.encode(f" {name}")]], device=embeddings.weight.device)
+        x, states = embeddings(ids), list[Tensor]()
         handles = [layer.register_forward_hook(lambda _m, _i, o, s=states: s.append(o[0, len(start) :].mean(0)))
                    for layer in model.language_model.layers[:n_layers]]  # fmt: skip
         model.language_model(x)
@@ -87,7 +89,7 @@ def whiten(mergers: Sequence[GatedMLP] | torch.nn.ModuleList, taps: Tensor) -> N
         mean, spread = tap.mean(0), tap.std(0)
         for projection in (merger.gate_proj, merger.up_proj):
             weight = torch.randn_like(projection.weight) / tap.shape[1] ** 0.5 / spread
-            bias = 0.5 * torch.randn(len(weight), 1)
+            bias = 0.5 * torch.randn(len(weight), 1, device=weight.device)
             projection.weight.copy_(weight + (bias - (weight @ mean)[:, None]) * mean / mean.square().sum())
         merger.down_proj.weight.normal_(std=merger.down_proj.in_features**-0.5)
 
@@ -104,91 +106,135 @@ class Scenes:
         return [(log_mel(scene.samples, self.n_mels), frame_names(scene)) for scene in drawn]
 
 
-def train(
-    model: AudioLM, processor: Processor, recipe: Mapping[str, Any], data: Path, state: Path, resume: bool
-) -> None:
-    """Run the stage as the recipe says."""
-    world = World(recipe["scenes"], data, state.parent / "pcm")
-    names, n_taps = names_of(world), len(model.config.audio.taps)
-    index = {name: i for i, name in enumerate(names)}
-    states = label_states(model, processor, names, n_taps)
-    centre = states.mean(1, keepdim=True)
-    words = F.normalize(states - centre, dim=-1)
-    size = (states - centre).norm(dim=-1).mean(1)
-    feed = Background(Scenes(world, processor.config.n_mels, batch=24), recipe["seed"])
-    model.audio_encoder.requires_grad_(False).eval()
+class Words:
+    """What the frames are to look like: `states [K, labels, D]` of all `names`, taken apart from their centre."""
 
-    def target_of(frames: list[list[str]], n: int) -> Tensor:
-        target = torch.zeros(n, len(names))
+    def __init__(self, names: Sequence[str], states: Tensor) -> None:
+        self.names, self.index = list(names), {name: i for i, name in enumerate(names)}
+        self.centre = states.mean(1, keepdim=True)
+        self.directions = F.normalize(states - self.centre, dim=-1)
+        self.size = (states - self.centre).norm(dim=-1).mean(1)
+
+    def target(self, frames: Sequence[Sequence[str]], n: int) -> Tensor:
+        """Shares `[n, labels]` of the names in each frame; the last frame again where there are fewer than n."""
+        target = torch.zeros(n, len(self.names))
         for i in range(n):
             here = frames[min(i, len(frames) - 1)]
             for name in here:
-                target[i, index[name]] = 1 / len(here)
-        return target
+                target[i, self.index[name]] = 1 / len(here)
+        return target.to(self.centre.device)
 
-    @torch.no_grad()
-    def features(batch: Sequence[Labelled], rng: np.random.Generator | None) -> list[tuple[Tensor, Tensor]]:
-        """Stacked taps `[K, S, C]` and targets `[S, labels]` of every scene."""
-        mels = [torch.from_numpy(mel) for mel, _ in batch]
-        rows = [[mask(mel, rng) if rng else mel] for mel in mels]
-        with torch.autocast("cpu", torch.bfloat16):
-            taps = model.stacked_taps(model.audio_encoder(*cut(rows, model.config.audio.chunk_mel_frames)))
-        counts = [-(-mel.shape[1] // 8) for mel in mels]
-        parts = taps.to(torch.bfloat16).split(counts, dim=1)
-        return [(part, target_of(frames, n)) for part, n, (_, frames) in zip(parts, counts, batch, strict=True)]
+    def logits(self, heard: Tensor) -> Tensor:
+        """Scaled cosines `[K, S, labels]` of states `[K, S, D]` without their centre."""
+        return SHARPNESS * torch.einsum("ksd,kld->ksl", F.normalize(heard, dim=-1), self.directions)
 
-    def score(taps: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits `[K, S, labels]` and the states `[K, S, D]` less their centre."""
-        mergers = zip(model.deepstack_audio_merger_list, taps, strict=True)
-        heard = torch.stack([merger(tap) for merger, tap in mergers]).float() - centre
-        return SHARPNESS * torch.einsum("ksd,kld->ksl", F.normalize(heard, dim=-1), words), heard
+    def frame_loss(self, heard: Tensor, target: Tensor) -> Tensor:
+        """Every frame by itself."""
+        logits = self.logits(heard)
+        return F.cross_entropy(logits.flatten(0, 1), target.repeat(len(logits), 1))
 
-    kept: list[tuple[Tensor, Tensor]] = []
-
-    def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
-        if len(kept) < recipe["kept_scenes"]:
-            while len(kept) < recipe["kept_scenes"]:
-                kept.extend(features(feed.next(rng), rng))
-            print(f"{len(kept)} scenes kept", flush=True)
-            if recipe.get("whiten"):
-                whiten(model.deepstack_audio_merger_list, torch.cat([taps for taps, _ in kept[:200]], 1).float())
-        picks = [kept[i] for i in rng.integers(len(kept), size=recipe["batch_size"])]
-        taps, target = torch.cat([taps for taps, _ in picks], 1), torch.cat([target for _, target in picks])
-        logits, heard = score(F.dropout(taps, 0.1))
-        scene = torch.cat([torch.full((len(target),), i) for i, (_, target) in enumerate(picks)])
-        each = F.cross_entropy(logits.flatten(0, 1), target.repeat(len(logits), 1))
-        return recipe["frame_weight"] * each + pooled_loss(heard, target, scene), len(picks)
-
-    def pooled_loss(heard: Tensor, target: Tensor, scene: Tensor) -> Tensor:
+    def pooled_loss(self, heard: Tensor, target: Tensor, scene: Tensor) -> Tensor:
         """Every sound of a scene by the mean of its frames, which is what attention over them sees."""
-        group = scene * len(names) + target.argmax(-1)
+        group = scene * len(self.names) + target.argmax(-1)
         found, which = group.unique(return_inverse=True)
         share = F.one_hot(which, len(found)).float()
         mean = torch.einsum("sg,ksd->kgd", share / share.sum(0), heard)
-        logits = SHARPNESS * torch.einsum("kgd,kld->kgl", F.normalize(mean, dim=-1), words)
-        label = found % len(names)
-        want = words[:, label] * size[:, None, None]
-        distance = ((mean - want).square().sum(-1) / size[:, None].square()).mean()
+        logits = self.logits(mean)
+        label = found % len(self.names)
+        want = self.directions[:, label] * self.size[:, None, None]
+        distance = ((mean - want).square().sum(-1) / self.size[:, None].square()).mean()
         each = F.cross_entropy(logits.flatten(0, 1), label.repeat(len(logits)))
         return each + F.cross_entropy(logits.mean(0), label) + 0.05 * distance
 
-    apart = World(recipe["scenes"] | {"shares": {"sound": 1}}, data, state.parent / "pcm", dev=True)
-    dev_rng = np.random.default_rng(5)
-    drawn = (apart.draw(dev_rng)[1] for _ in range(80))
-    unheard = [(log_mel(scene.samples, processor.config.n_mels), frame_names(scene)) for scene in drawn]
+    def nearest(self, heard: Tensor) -> str:
+        """The name for states `[K, D]` of all layers together."""
+        total = torch.einsum("kd,kld->l", F.normalize(heard, dim=-1), self.directions)
+        return self.names[int(total.argmax())]
+
+
+class Listener:
+    """The network as this stage trains it: the frozen encoder's taps, and what the mergers make of them."""
+
+    def __init__(self, model: AudioLM, words: Words) -> None:
+        self.model, self.words, self.mergers = model, words, model.deepstack_audio_merger_list
 
     @torch.no_grad()
+    def features(self, batch: Sequence[Labelled], rng: np.random.Generator | None) -> list[tuple[Tensor, Tensor]]:
+        """Stacked taps `[K, S, C]` and targets `[S, labels]` of every scene."""
+        device = self.words.centre.device
+        mels = [torch.from_numpy(mel) for mel, _ in batch]
+        rows = [[(mask(mel, rng) if rng else mel).to(device)] for mel in mels]
+        with torch.autocast(device.type, torch.bfloat16):
+            heard = self.model.audio_encoder(*cut(rows, self.model.config.audio.chunk_mel_frames))
+            taps = self.model.stacked_taps(heard)
+        counts = [-(-mel.shape[1] // 8) for mel in mels]
+        parts = taps.to(torch.bfloat16).split(counts, dim=1)
+        return [(part, self.words.target(frames, n)) for part, n, (_, frames) in zip(parts, counts, batch, strict=True)]
+
+    def hear(self, taps: Tensor) -> Tensor:
+        """The states `[K, S, D]` that the mergers give, without the words' centre."""
+        states = [merger(tap) for merger, tap in zip(self.mergers, taps, strict=True)]
+        return torch.stack(states).float() - self.words.centre
+
+    def loss(self, picks: Sequence[tuple[Tensor, Tensor]], frame_weight: float) -> Tensor:
+        """Frames and sounds of several scenes."""
+        taps, target = torch.cat([taps for taps, _ in picks], 1), torch.cat([target for _, target in picks])
+        heard = self.hear(F.dropout(taps, 0.1))
+        scene = torch.cat([torch.full((len(target),), i, device=target.device) for i, (_, target) in enumerate(picks)])
+        each = self.words.frame_loss(heard, target)
+        return frame_weight * each + self.words.pooled_loss(heard, target, scene)
+
+    @torch.no_grad()
+    def names_right(self, item: Labelled) -> bool:
+        """Whether one sound by itself gets its name, by the mean of the frames in which it sounds."""
+        ((taps, target),) = self.features([item], None)
+        sounding = target[:, self.words.index[SILENCE]] == 0
+        label = next(name for frame in item[1] for name in frame if name != SILENCE)
+        return self.words.nearest(self.hear(taps.float())[:, sounding].mean(1)) == label
+
+
+def unheard_sounds(recipe: Mapping[str, Any], data: Path, cache: Path, n_mels: int) -> list[Labelled]:
+    """The 80 sounds of development that the stage is measured on, always the same."""
+    apart = World(recipe["scenes"] | {"shares": {"sound": 1}}, data, cache, dev=True)
+    rng = np.random.default_rng(5)
+    drawn = (apart.draw(rng)[1] for _ in range(80))
+    return [(log_mel(scene.samples, n_mels), frame_names(scene)) for scene in drawn]
+
+
+def train(
+    model: AudioLM, processor: Processor, recipe: Mapping[str, Any], data: Path, state: Path, resume: bool
+) -> None:
+    """Run the stage as the recipe says; `state` is where it keeps its weights, with samples in `pcm` beside it."""
+    n_mels, cache = processor.config.n_mels, state.parent / "pcm"
+    world = World(recipe["scenes"], data, cache)
+    names = names_of(world)
+    words = Words(names, label_states(model, processor, names, len(model.config.audio.taps)))
+    listener = Listener(model, words)
+    model.audio_encoder.requires_grad_(False).eval()
+    unheard = unheard_sounds(recipe, data, cache, n_mels)
+    kept, fresh = list[tuple[Tensor, Tensor]](), not (resume and state.exists())
+
+    def keep(feed: Background[list[Labelled]], rng: np.random.Generator) -> None:
+        while len(kept) < recipe["kept_scenes"]:
+            kept.extend(listener.features(feed.next(rng), rng))
+        print(f"{len(kept)} scenes kept", flush=True)
+        feed.close()
+        if recipe.get("whiten") and fresh:
+            whiten(listener.mergers, torch.cat([taps for taps, _ in kept[:200]], 1).float())
+            processes().share(listener.mergers.parameters())
+
+    def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
+        if not kept:
+            keep(feed, rng)
+        picks = [kept[i] for i in rng.integers(len(kept), size=recipe["batch_size"])]
+        return listener.loss(picks, recipe["frame_weight"]), len(picks)
+
     def dev() -> dict[str, Any]:
-        right = 0
-        for item in unheard:
-            ((taps, target),) = features([item], None)
-            mean = score(taps.float())[1][:, target[:, index[SILENCE]] == 0].mean(1)
-            total = torch.einsum("kd,kld->l", F.normalize(mean, dim=-1), words)
-            label = next(name for frame in item[1] for name in frame if name != SILENCE)
-            right += names[int(total.argmax())] == label
+        right = sum(listener.names_right(item) for item in unheard)
         return {"dev_named": round(right / len(unheard), 3), "dev_clips": len(unheard)}
 
-    fit(model, Plan.of(recipe), loss_of, dev, state, resume)
+    with Background(Scenes(world, n_mels, batch=24), recipe["seed"]) as feed:
+        fit(model, Plan.of(recipe), loss_of, dev, state, resume)
 
 
 def main() -> None:
@@ -200,8 +246,8 @@ def main() -> None:
     parser.add_argument("--letters", type=Path, help="state of the letters stage to put into the encoder first")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
-    torch.manual_seed(0)
-    model = AudioLM.load(args.model)
+    torch.manual_seed(processes().rank)
+    model = AudioLM.load(args.model, device=processes().device)
     if args.letters:
         load_weights(args.letters, model.audio_encoder)
     processor = Processor.load(args.model, model.config.audio.n_mels)

@@ -22,6 +22,7 @@ from moss_audio.model.audio_lm import AudioLM, cut
 from moss_audio.model.encoder import Encoder
 from moss_audio.training.examples import Example, Feed, Source
 from moss_audio.training.loop import Plan, compile_layers, fit, load_weights
+from moss_audio.training.processes import processes
 from moss_audio.training.spelling import greedy_text, letter_ids, spell
 
 
@@ -32,11 +33,12 @@ def ctc_loss(encoder: Encoder, examples: list[Example], inner_weight: float = 0.
     CTC, https://arxiv.org/abs/2102.03216).
     """
     ids = [letter_ids(spell(example.answer) or "") for example in examples]
-    mels = [[torch.from_numpy(example.mel)] for example in examples]
+    device = encoder.layer_norm.weight.device
+    mels = [[torch.from_numpy(example.mel).to(device)] for example in examples]
     out = encoder(*cut(mels, encoder.config.chunk_mel_frames))
     assert out.letter_logprobs is not None and encoder.letter_head is not None
-    targets = torch.tensor([i for row in ids for i in row])
-    sizes = torch.tensor([len(row) for row in ids])
+    targets = torch.tensor([i for row in ids for i in row], device=device)
+    sizes = torch.tensor([len(row) for row in ids], device=device)
 
     def loss_of(logprobs: Tensor) -> Tensor:
         rows = logprobs.float().transpose(0, 1)
@@ -53,10 +55,11 @@ def ctc_loss(encoder: Encoder, examples: list[Example], inner_weight: float = 0.
 def word_error_rate(encoder: Encoder, store: MelStore, limit: int) -> ErrorRate:
     """Word error rate of the greedy letters on the first `limit` clips."""
     encoder.eval()
-    rate = ErrorRate()
+    rate, device = ErrorRate(), encoder.layer_norm.weight.device
     for i in range(min(limit, len(store))):
-        with torch.autocast("cpu", torch.bfloat16):
-            out = encoder(*cut([[torch.from_numpy(store[i].astype(np.float32))]], encoder.config.chunk_mel_frames))
+        mel = torch.from_numpy(store[i].astype(np.float32)).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            out = encoder(*cut([[mel]], encoder.config.chunk_mel_frames))
         assert out.letter_logprobs is not None
         rate += ErrorRate.of((spell(store.rows[i]["text"]) or "").split(), greedy_text(out.letter_logprobs[0]).split())
     encoder.train()
@@ -93,8 +96,8 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="state of an earlier run of this stage to start from")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
-    torch.manual_seed(0)
-    encoder = AudioLM.load(args.model).audio_encoder
+    torch.manual_seed(processes().rank)
+    encoder = AudioLM.load(args.model, device=processes().device).audio_encoder
     if args.start:
         load_weights(args.start, encoder)
     state = args.out / f"{args.recipe.stem}.safetensors"

@@ -17,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from moss_audio.training.processes import processes
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -57,45 +59,61 @@ def fit(
     """Train `model` in place. `loss_of(rng)` draws a batch and returns its loss and how many items it held.
 
     Every `dev_every` steps the trainable weights and the optimiser's moments go to `state` (safetensors) and a line
-    with `dev()` to `state.jsonl`. With `resume` a run goes on from its last state.
+    with `dev()` to `state.jsonl`. With `resume` a run goes on from its last state. Of several processes (`processes`)
+    each draws its own batches, gradients are averaged, and the first one measures, logs and saves.
     """
+    trainable = _trainable(model, plan)
+    rates = sorted({plan.rate(name) for name in trainable})
+    groups = [{"params": [p for n, p in trainable.items() if plan.rate(n) == rate], "peak": rate} for rate in rates]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=plan.weight_decay, fused=True)
+    run, parameters = processes(), list(trainable.values())
+    step = _load(state, trainable, optimiser) if resume and state.exists() else 0
+    rng = np.random.default_rng([plan.seed, step, run.rank])  # a zero at the end changes nothing: alone as it was
+    losses: list[float] = []
+    items, began = 0, time.monotonic()
+    while step < plan.steps:
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * plan.scale(step)
+        with torch.autocast(parameters[0].device.type, torch.bfloat16):
+            loss, count = loss_of(rng)
+        loss.backward()  # type: ignore[no-untyped-call]
+        mean_loss, count = run.average(parameters, loss.detach(), count)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient at step {step} is {norm.item()}; lower the learning rates")
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(mean_loss)
+        items, step = items + count, step + 1
+        pause = step % plan.dev_every == 0 or step == plan.steps
+        if step % plan.log_every == 0 or pause:
+            line: dict[str, Any] = {"step": step, "loss": round(float(np.mean(losses)), 4)}
+            line["items_per_second"] = round(items / (time.monotonic() - began), 2)
+            if run.rank == 0:
+                if pause:
+                    _save(state, trainable, optimiser, step)
+                    line |= dev()
+                _log(state, line)
+            losses, items, began = [], 0, time.monotonic()
+    run.wait()
+
+
+def _trainable(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
+    """The parameters that have a learning rate; the others are frozen."""
     trainable = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad = plan.rate(name) > 0
         if parameter.requires_grad:
             trainable[name] = parameter
-    rates = sorted({plan.rate(name) for name in trainable})
-    groups = [{"params": [p for n, p in trainable.items() if plan.rate(n) == rate], "peak": rate} for rate in rates]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=plan.weight_decay, fused=True)
-    step = _load(state, trainable, optimiser) if resume and state.exists() else 0
-    rng = np.random.default_rng([plan.seed, step])
-    losses: list[float] = []
-    items, began = 0, time.monotonic()
+    if not trainable:
+        raise ValueError(f"no parameter's name begins with one of {list(plan.lr)}; correct `lr` in the recipe")
+    return trainable
+
+
+def _log(state: Path, line: Mapping[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
     with state.with_suffix(".jsonl").open("a") as log:
-        while step < plan.steps:
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * plan.scale(step)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss, count = loss_of(rng)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(trainable.values(), 1.0)
-            if not torch.isfinite(norm):
-                raise FloatingPointError(f"the gradient at step {step} is {norm.item()}; lower the learning rates")
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            losses.append(loss.item())
-            items, step = items + count, step + 1
-            pause = step % plan.dev_every == 0 or step == plan.steps
-            if step % plan.log_every == 0 or pause:
-                line: dict[str, Any] = {"step": step, "loss": round(float(np.mean(losses)), 4)}
-                line["items_per_second"] = round(items / (time.monotonic() - began), 2)
-                if pause:
-                    _save(state, trainable, optimiser, step)
-                    line |= dev()
-                print(json.dumps(line), flush=True)
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                losses, items, began = [], 0, time.monotonic()
+        log.write(json.dumps(line) + "\n")
 
 
 def compile_layers(layers: Iterable[nn.Module]) -> None:
@@ -124,9 +142,9 @@ def _load(state: Path, trainable: Mapping[str, nn.Parameter], optimiser: torch.o
             if "m/" + name not in known:
                 continue
             optimiser.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": file.get_tensor("m/" + name),
-                "exp_avg_sq": file.get_tensor("v/" + name),
+                "step": torch.tensor(float(step), device=parameter.device),
+                "exp_avg": file.get_tensor("m/" + name).to(parameter.device),
+                "exp_avg_sq": file.get_tensor("v/" + name).to(parameter.device),
             }
     return step
 

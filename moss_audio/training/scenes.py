@@ -55,7 +55,7 @@ def label_of(row: Row) -> str:
     if "music" in row:
         return str(row["music"]["instruments"][0])
     if "label" in row:
-        return SAME.get(row["label"], row["label"])
+        return SAME.get(row["label"], str(row["label"]))
     return "speech"
 
 

@@ -65,10 +65,12 @@ class WordPool:
 @torch.no_grad()
 def _cut_words(i: int, spelled: str, mel: np.ndarray, encoder: Encoder) -> list[SpokenWord]:
     """The words of a clip, parted halfway between the last letter of one and the first of the next."""
-    with torch.autocast("cpu", torch.bfloat16):
-        out = encoder(*cut([[torch.from_numpy(mel.astype(np.float32))]], encoder.config.chunk_mel_frames))
+    device = encoder.layer_norm.weight.device
+    with torch.autocast(device.type, torch.bfloat16):
+        clip = torch.from_numpy(mel.astype(np.float32)).to(device)
+        out = encoder(*cut([[clip]], encoder.config.chunk_mel_frames))
     assert out.letter_logprobs is not None
-    words = forced_alignment(out.letter_logprobs[0].float().numpy(), spelled, LETTERS)
+    words = forced_alignment(out.letter_logprobs[0].float().cpu().numpy(), spelled, LETTERS)
     if not words:
         return []
     starts, ends = np.array([[word.start, word.end] for word in words]).T
