@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tiny import LLAMA
 
 from moss_audio.config import LETTERS, ModelConfig
 from moss_audio.processor import Processor, ProcessorConfig
 from moss_audio.tokenizer import Tokenizer
-from tiny import LLAMA
 
 SOUNDS = ("siren", "dog barking", "rain", "footsteps", "church bell", "mouse click")
 SCENES: dict[str, Any] = {
@@ -65,10 +65,11 @@ def write_world(folder: Path) -> Path:
             for drink in ("latte", "espresso", "mocha") * 4
         ],
     }  # fmt: skip
-    for kind, rows in truths.items():
+    for base, (kind, rows) in enumerate(truths.items(), 5):
         (folder / kind).mkdir(parents=True)
         for i, row in enumerate(rows):
-            write_tones(folder / f"{kind}/{i}.wav", 250 + 150 * (i // 3), 300 + 150 * (i // 3), seconds=0.3)
+            tone = 47 * base + 150 * (i // 3 if kind == "sound" else i)
+            write_tones(folder / f"{kind}/{i}.wav", tone, 1.1 * tone, seconds=0.3)
             row |= {"audio": f"{kind}/{i}.wav", "seconds": 0.6}
         (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

@@ -47,7 +47,7 @@ class Background(Batches[Batch]):
             self._process.start()
         while True:
             try:
-                return self._queue.get(timeout=5)
+                return self._queue.get(timeout=1)
             except queue.Empty as error:
                 if not self._process.is_alive():
                     raise RuntimeError("the process that makes batches ended; its traceback is above") from error
@@ -69,7 +69,7 @@ class Background(Batches[Batch]):
             batch = self.source.next(rng)
             while parent.is_alive():
                 try:
-                    self._queue.put(batch, timeout=5)
+                    self._queue.put(batch, timeout=1)
                     break
                 except queue.Full:
                     continue
