@@ -65,9 +65,10 @@ class World:
     def __init__(self, recipe: Mapping[str, Any], data: Path, cache: Path, dev: bool = False) -> None:
         def pool(name: str, kind: str, keep: Callable[[Row], bool] = lambda row: True) -> Pool:
             store = SampleStore(data / name, cache)
+            apart = name.endswith("_dev.jsonl")
             chosen = [
                 i for i, row in enumerate(store.rows)
-                if is_dev(row) == dev and keep(row) and SAMPLE_RATE // 4 < store.lengths[i] < 16 * SAMPLE_RATE
+                if (apart or is_dev(row)) == dev and keep(row) and 0.25 < store.lengths[i] / SAMPLE_RATE < 16
             ]  # fmt: skip
             return Pool(store, kind, chosen, [label_of(store.rows[i]) for i in chosen])
 
