@@ -60,3 +60,8 @@ def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("byte_tokenizer")
     (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The browser comes last: Playwright leaves its event loop in the main thread, where `asyncio.run` then fails."""
+    items.sort(key=lambda item: item.path.parent.name == "page")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from moss_audio.errors import PromptError
@@ -165,11 +166,11 @@ def _size(schema: Mapping[str, Any], keyword: str, default: int, where: str) -> 
 
 
 def _number(schema: Mapping[str, Any], decimals: int, where: str) -> State:
-    def bound(keyword: str, default: int, rounded: Callable[[float], int]) -> int:
+    def bound(keyword: str, default: int, rounded: Callable[[Decimal], int]) -> int:
         value = schema.get(keyword, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
             raise PromptError(f"{where}.{keyword} is {value!r}; valid: a number up to {LARGEST:.0e}")
-        return value * 10**decimals if isinstance(value, int) else rounded(value * 10**decimals)
+        return rounded(Decimal(str(value)) * 10**decimals)  # 0.069 · 1000 is 69.00000000000001 in binary
 
     low, high = bound("minimum", -LARGEST, math.ceil), bound("maximum", LARGEST, math.floor)
     if low > high:
