@@ -285,3 +285,8 @@ def test_what_cannot_be_enforced_is_named(schema, message):
     with pytest.raises(PromptError) as caught:
         from_schema(schema)
     assert message in str(caught.value)
+
+
+def test_bounds_are_decimal():
+    schema = {"type": "number", "minimum": 0.069, "maximum": 0.069}  # times 1000, in binary: 69.00000000000001
+    assert json.loads(write(BYTES, schema, 40, seed=0)) == 0.069
