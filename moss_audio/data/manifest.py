@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,29 @@ def held_out(row: Row) -> bool:
     return int(hashlib.sha1(Path(row["audio"]).name.encode()).hexdigest(), 16) % 5 == 0
 
 
+def append_rows(
+    rows: Sequence[Row], data: Path, index: Path, step_bytes: int, compute: Callable[[Row], np.ndarray]
+) -> list[int]:
+    """Bring the file `data` up to date with `rows`, a row's array behind the other's; the lengths of all, in steps.
+
+    `index` records what is whole: an array half written by a run that was stopped is cut off, and rows added since are
+    computed and appended.
+    """
+    data.parent.mkdir(parents=True, exist_ok=True)
+    with data.open("ab") as out, index.open("a") as record:
+        fcntl.flock(record, fcntl.LOCK_EX)  # processes of one run, or two runs, share the cache
+        lengths = [int(line) for line in index.read_text().split()]
+        out.truncate(step_bytes * sum(lengths))
+        for row in rows[len(lengths) :]:
+            array = compute(row)
+            out.write(array.tobytes())
+            out.flush()
+            record.write(f"{len(array)}\n")
+            record.flush()
+            lengths.append(len(array))
+    return lengths[: len(rows)]
+
+
 class MelStore(Sequence[np.ndarray]):
     """The log-mels `[n_mels, F]` (float16 on disk) of a manifest, computed once beside `cache` and then mapped.
 
@@ -38,20 +61,13 @@ class MelStore(Sequence[np.ndarray]):
 
     def __init__(self, manifest: Path, cache: Path, n_mels: int) -> None:
         self.rows = read_manifest(manifest)
-        cache.mkdir(parents=True, exist_ok=True)
         data, index = cache / f"{manifest.stem}.mel{n_mels}", cache / f"{manifest.stem}.index{n_mels}"
-        with data.open("ab") as out, index.open("a") as lengths:
-            fcntl.flock(lengths, fcntl.LOCK_EX)  # processes of one run, or two runs, share the cache
-            done = [int(line) for line in index.read_text().split()]
-            out.truncate(sum(done) * n_mels * 2)
-            for row in self.rows[len(done) :]:
-                mel = log_mel(load_audio(manifest.parent / row["audio"]), n_mels)
-                out.write(np.ascontiguousarray(mel.T, dtype=np.float16).tobytes())
-                out.flush()
-                lengths.write(f"{mel.shape[1]}\n")
-                lengths.flush()
-                done.append(mel.shape[1])
-        self.frames = done[: len(self.rows)]
+
+        def frames_of(row: Row) -> np.ndarray:
+            mel = log_mel(load_audio(manifest.parent / row["audio"]), n_mels)
+            return np.ascontiguousarray(mel.T, dtype=np.float16)
+
+        self.frames = append_rows(self.rows, data, index, 2 * n_mels, frames_of)
         self._starts = np.concatenate([[0], np.cumsum(self.frames)])
         self._mel = np.memmap(data, np.float16, "r").reshape(-1, n_mels)
 

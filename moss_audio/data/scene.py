@@ -6,7 +6,6 @@ generator that is passed in, so a seed gives the same scene again.
 
 from __future__ import annotations
 
-import fcntl
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moss_audio.audio import SAMPLE_RATE, load_audio
-from moss_audio.data.manifest import read_manifest
+from moss_audio.data.manifest import Row, append_rows, read_manifest
 
 HOP = SAMPLE_RATE // 50
 """Energy is measured in steps of 20 ms."""
@@ -56,20 +55,13 @@ class SampleStore:
 
     def __init__(self, manifest: Path, cache: Path) -> None:
         self.rows = read_manifest(manifest)
-        cache.mkdir(parents=True, exist_ok=True)
         data, index = cache / f"{manifest.stem}.pcm", cache / f"{manifest.stem}.pcm.index"
-        with data.open("ab") as out, index.open("a") as record:
-            fcntl.flock(record, fcntl.LOCK_EX)  # processes of one run, or two runs, share the cache
-            lengths = [int(line) for line in index.read_text().split()]
-            out.truncate(2 * sum(lengths))
-            for row in self.rows[len(lengths) :]:
-                samples = load_audio(manifest.parent / row["audio"]) if row.get("audio") else np.zeros(0)
-                out.write((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
-                out.flush()
-                record.write(f"{len(samples)}\n")
-                record.flush()
-                lengths.append(len(samples))
-        self.lengths = lengths[: len(self.rows)]
+
+        def pcm_of(row: Row) -> np.ndarray:
+            samples = load_audio(manifest.parent / row["audio"]) if row.get("audio") else np.zeros(0)
+            return (np.clip(samples, -1, 1) * 32767).astype("<i2")
+
+        self.lengths = append_rows(self.rows, data, index, 2, pcm_of)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self._pcm = np.memmap(data, np.int16, "r")
 
