@@ -75,6 +75,14 @@ def _encoder_tensors(config: AudioConfig) -> dict[str, tuple[int, ...]]:
     if config.letters:
         add("letter_head.fc1", config.output_dim, config.output_dim)
         add("letter_head.fc2", config.n_letters, config.output_dim)
+    if config.n_pieces:
+        add("piece_head.mix", config.output_dim, config.output_dim)
+        add("piece_head.norm", config.output_dim)
+        add("piece_head.fc1", config.ffn_dim, config.output_dim)
+        add("piece_head.fc2", config.output_dim, config.ffn_dim)
+        add("piece_head.final_norm", config.output_dim)
+        add("piece_head.blank", 1, config.output_dim)
+        add("piece_head.pieces", config.n_pieces, config.output_dim, bias=False)
     return tensors
 
 

@@ -39,7 +39,10 @@ LETTERS = " abcdefghijklmnopqrstuvwxyz'"
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """The encoder. `stem` is `conv2d` (released) or `conv1d` (Whisper's, then `4` frames stacked at the output)."""
+    """The encoder. `stem` is `conv2d` (released) or `conv1d` (Whisper's, then `4` frames stacked at the output).
+
+    `letters` and `n_pieces` (lines of `pieces.txt`) are what CTC heads spell, if there are any.
+    """
 
     d_model: int
     n_layers: int
@@ -53,6 +56,7 @@ class AudioConfig:
     output_dim: int = 1280
     layer_norm_eps: float = 1e-5
     letters: str = ""
+    n_pieces: int = 0
 
     @property
     def frame_stack(self) -> int:
@@ -150,6 +154,7 @@ def _parse_audio(keys: Keys) -> AudioConfig:
         output_dim=keys.take("output_dim", d_model),
         layer_norm_eps=keys.take("layer_norm_eps", 1e-5),
         letters=keys.take("letters", ""),
+        n_pieces=keys.take("n_pieces", 0),
     )
     keys.done()
     if config.d_model % config.n_heads:

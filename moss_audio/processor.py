@@ -18,6 +18,9 @@ from moss_audio.errors import CheckpointError, ConfigError, PromptError
 from moss_audio.messages import AudioPart, MelPart, Message, TextPart
 from moss_audio.tokenizer import Tokenizer
 
+PIECES = "pieces.txt"
+"""What the piece head spells, a line an output behind the blank; a space before a piece begins a word."""
+
 SYSTEM_PROMPT = "You are a helpful assistant."
 """Rendered when a conversation has no system message."""
 
@@ -95,7 +98,7 @@ class Batch:
 
 
 class Processor:
-    """Renders conversations for one checkpoint."""
+    """Renders conversations for one checkpoint. `pieces` are what its piece head spells, if it has one."""
 
     def __init__(self, tokenizer: Tokenizer, config: ProcessorConfig, n_mels: int) -> None:
         """Raises `CheckpointError` if the tokenizer or the encoder's `n_mels` does not fit the configuration."""
@@ -106,12 +109,16 @@ class Processor:
             raise CheckpointError("time markers need a tokenizer with one token a digit")
         self.tokenizer, self.config = tokenizer, config
         self.turn_start, self.turn_end = tokenizer.special("<|im_start|>"), tokenizer.special("<|im_end|>")
+        self.pieces: tuple[str, ...] = ()
         self._digit_ids = [ids[0] for ids in digits]
 
     @classmethod
     def load(cls, folder: Path | str, n_mels: int) -> Processor:
         """The processor of a checkpoint folder whose encoder reads `n_mels` bands."""
-        return cls(Tokenizer.load(folder), ProcessorConfig.load(folder), n_mels)
+        processor = cls(Tokenizer.load(folder), ProcessorConfig.load(folder), n_mels)
+        if (Path(folder) / PIECES).is_file():
+            processor.pieces = tuple((Path(folder) / PIECES).read_text(encoding="utf-8").splitlines())
+        return processor
 
     def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> Inputs:
         """Render a conversation. With `add_generation_prompt` it ends where the assistant starts to speak.
@@ -161,10 +168,10 @@ class Processor:
         draft.mels.append(mel)
 
 
-def collate(inputs: Sequence[Inputs], pad_id: int) -> Batch:
-    """Right-pad conversations to the longest; padding is `pad_id` and False."""
+def collate(inputs: Sequence[Inputs], pad_id: int, multiple: int = 1) -> Batch:
+    """Right-pad conversations to the longest, up to a `multiple`; padding is `pad_id` and False."""
     lengths = np.array([len(row.input_ids) for row in inputs], dtype=np.int64)
-    shape = (len(inputs), int(lengths.max()))
+    shape = (len(inputs), -(-int(lengths.max()) // multiple) * multiple)
     ids, audio, loss = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     for index, row in enumerate(inputs):
         n = lengths[index]

@@ -8,7 +8,7 @@ from fakes import ByteTokenizer, FakeBackend, FakeProcessor, letter_head, script
 
 from moss_audio.config import LETTERS
 from moss_audio.inference.generate import collect, generate
-from moss_audio.inference.letters import LetterDraft, forced_alignment, greedy_words, is_silent, normalise
+from moss_audio.inference.letters import LetterDraft, forced_alignment, greedy_words, is_silent, normalise, spelling
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.messages import Message
 
@@ -17,8 +17,15 @@ HEARD = "whour do i hea seeck and ye shal find it"
 
 
 def proposal(heard: str, answer: str, n_tokens: int = 200) -> str:
-    draft = LetterDraft(letter_head(heard), LETTERS, TOKENIZER, n_tokens)
+    draft = LetterDraft(heard, LETTERS, TOKENIZER, n_tokens)
     return TOKENIZER.decode(draft(TOKENIZER.encode(answer)))
+
+
+def test_a_prompt_quotes_the_pieces_where_there_are_some_and_the_letters_otherwise():
+    assert spelling(letter_head("helo wurld"), LETTERS) == "helo wurld"
+    ids = np.array([0, 2, 2, 0, 1, 1, 3, 0, 3, 0])
+    assert spelling(letter_head("helo"), LETTERS, ids, (" world", " hello", "ly")) == "hello worldlyly"
+    assert spelling(letter_head("helo"), LETTERS, np.zeros(4, np.int64), (" a",)) == ""
 
 
 def test_greedy_words_merge_repeats_drop_blanks_and_tell_the_time():
@@ -70,7 +77,7 @@ def test_draft_goes_on_where_the_answer_is(answer, expected):
 
 
 def test_draft_keeps_its_place_as_the_answer_grows_and_forgets_another_answer():
-    draft = LetterDraft(letter_head(HEARD), LETTERS, TOKENIZER, 4)
+    draft = LetterDraft(HEARD, LETTERS, TOKENIZER, 4)
     steps = [("What", " do "), ("What do I", " hea"), ("What do I hear? Seek", " and"), ("What", " do ")]
     for answer, expected in steps:
         assert TOKENIZER.decode(draft(TOKENIZER.encode(answer))) == expected
@@ -87,7 +94,7 @@ def test_draft_saves_passes_and_changes_nothing():
     params = SamplingParams()
     plain, drafted = FakeBackend(scripted(truth)), FakeBackend(scripted(truth))
     assert collect(generate(plain, TOKENIZER, inputs, params))[0] == truth
-    draft = LetterDraft(letter_head(HEARD), LETTERS, TOKENIZER)
+    draft = LetterDraft(HEARD, LETTERS, TOKENIZER)
     assert collect(generate(drafted, TOKENIZER, inputs, params, draft=draft))[0] == truth
     assert drafted.passes < plain.passes / 2
 

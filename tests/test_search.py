@@ -73,7 +73,7 @@ def search(backend, heard, n_beams=4, max_new_tokens=60, cancelled=lambda: False
     logprobs = letter_head(heard)
     inputs = Inputs(np.zeros(3, np.int64), np.zeros(3, bool), np.zeros(3, bool), ())
     audio = AudioEmbeds(np.zeros((0, 1)), np.zeros((0, 0, 1)), logprobs)
-    guide, draft = LetterGuide(logprobs, LETTERS, TOKENIZER), LetterDraft(logprobs, LETTERS, TOKENIZER)
+    guide, draft = LetterGuide(logprobs, LETTERS, TOKENIZER), LetterDraft(heard, LETTERS, TOKENIZER)
     return list(beam_search(backend, TOKENIZER, inputs, audio, guide, draft, n_beams, max_new_tokens, cancelled))
 
 

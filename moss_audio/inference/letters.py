@@ -8,6 +8,7 @@ model, times the words that the model wrote, and tells speech from silence. Know
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,19 @@ def greedy_words(logprobs: np.ndarray, letters: str) -> tuple[Word, ...]:
     return tuple(words)
 
 
+def spelling(
+    letter_logprobs: np.ndarray, letters: str, piece_ids: np.ndarray | None = None, pieces: Sequence[str] = ()
+) -> str:
+    """What the heads make of some frames, as a prompt quotes it: the piece head's words, else the letter head's.
+
+    `piece_ids [E]` are outputs of the piece head, blank 0, whose output i spells `pieces[i - 1]`.
+    """
+    if piece_ids is None:
+        return " ".join(word.text for word in greedy_words(letter_logprobs, letters))
+    changed = np.flatnonzero(np.diff(piece_ids, prepend=0))
+    return " ".join("".join(pieces[i - 1] for i in piece_ids[changed] if i).split())
+
+
 MIN_CONFIDENCE = 0.66
 """Mean probability of the letters heard, below which they are noise: 0.77…0.93 on 32 spoken clips, at most 0.64 on the
 5 of 61 environmental sounds that spelled two letters or more (`docs/log.md`)."""
@@ -63,14 +77,14 @@ def normalise(text: str, letters: str) -> str:
 
 
 class LetterDraft:
-    """Proposes the next tokens of a transcript from the head's spelling; `generate` verifies them.
+    """Proposes the next tokens of a transcript from what the heads spelled; `generate` verifies them.
 
     The answer so far is aligned with the head's text by edit distance, one row of the table a character, so that the
     place survives misspellings, skipped words and added ones. At most `n_tokens` are proposed.
     """
 
-    def __init__(self, logprobs: np.ndarray, letters: str, tokenizer: Tokenizer, n_tokens: int = 8) -> None:
-        self.text = " ".join(word.text for word in greedy_words(logprobs, letters))
+    def __init__(self, spelled: str, letters: str, tokenizer: Tokenizer, n_tokens: int = 8) -> None:
+        self.text = spelled
         self._letters, self._tokenizer, self._n_tokens = letters, tokenizer, n_tokens
         self._codes = np.frombuffer(self.text.encode("utf-32-le"), dtype=np.uint32)
         self._columns = np.arange(len(self.text) + 1)

@@ -18,12 +18,14 @@ from moss_audio.model.encoder import Encoder, EncoderOutput
 class EncodedAudio(NamedTuple):
     """Clips as the decoder hears them, S audio frames over all clips and rows in prompt order.
 
-    `embeds [S, D]`, `deepstack [K, S, D]`, `letter_logprobs [E, L]` at 50 frames/s or None.
+    `embeds [S, D]`, `deepstack [K, S, D]`; of the heads, if any, `letter_logprobs [E, L]` and the best `piece_ids [E]`,
+    both at 50 frames a second.
     """
 
     embeds: Tensor
     deepstack: Tensor
     letter_logprobs: Tensor | None
+    piece_ids: Tensor | None = None
 
 
 class Chunks(NamedTuple):
@@ -34,12 +36,15 @@ class Chunks(NamedTuple):
     extents: Tensor
 
 
-def cut(rows: Sequence[Sequence[Tensor]], chunk: int) -> Chunks:
-    """Cut every mel `[n_mels, F]` of every row into chunks of `chunk` frames, zero-padded to the longest of all."""
+def cut(rows: Sequence[Sequence[Tensor]], chunk: int, multiple: int = 1) -> Chunks:
+    """Cut every mel `[n_mels, F]` of every row into chunks of `chunk` frames, zero-padded to the longest of all.
+
+    The length is a `multiple`: few different ones spare training the cost of new shapes.
+    """
     pieces = [[piece for mel in row for piece in mel.split(chunk, dim=1)] for row in rows]
     frames = [[piece.shape[1] for piece in row] for row in pieces]
     extents = [[max(row)] * len(row) for row in frames]
-    longest = max(max(row) for row in frames if row)
+    longest = -(-max(max(row) for row in frames if row) // multiple) * multiple
     mel = torch.stack([F.pad(piece, (0, longest - piece.shape[1])) for row in pieces for piece in row])
     flat = lambda lists: torch.tensor([n for row in lists for n in row], device=mel.device)  # noqa: E731
     return Chunks(mel, flat(frames), flat(extents))
@@ -91,7 +96,11 @@ class AudioLM(nn.Module):
         embeds = self.audio_adapter(self._stack(top, keep))
         mergers = zip(self.deepstack_audio_merger_list, self.stacked_taps(out), strict=True)
         deepstack = torch.stack([merger(tap) for merger, tap in mergers])
-        return EncodedAudio(embeds, deepstack, None if out.letter_logprobs is None else out.letter_logprobs[keep])
+        letters = None if out.letter_logprobs is None else out.letter_logprobs[keep]
+        pieces = None
+        if out.piece_logits is not None:
+            pieces = out.piece_logits.argmax(-1).repeat_interleave(2, dim=1)[:, : keep.shape[1]][keep]
+        return EncodedAudio(embeds, deepstack, letters, pieces)
 
     def stacked_taps(self, out: EncoderOutput) -> Tensor:
         """What the mergers read: the taps at the audio frames, `[K, S, stack·C]`."""

@@ -1,4 +1,4 @@
-"""Mel chunks → encoder frames, taps and letters. Knows no clips, no tokens, no language model.
+"""Mel chunks → encoder frames, taps, letters and pieces of words. Knows no clips, no tokens, no language model.
 
 Both encoders are Whisper's (https://arxiv.org/abs/2212.04356): pre-norm layers, exact GELU, a key projection without
 bias. They differ in the stem; nothing crosses a chunk.
@@ -18,12 +18,14 @@ from moss_audio.config import AudioConfig
 
 
 class EncoderOutput(NamedTuple):
-    """`top [N, E, output_dim]`, `taps` of the same shape, `letter_logprobs [N, E, L]` or None, `lengths [N]` ≤ E."""
+    """`top [N, E, output_dim]`, `taps` of the same shape, `lengths [N]` ≤ E; of a checkpoint with heads also
+    `letter_logprobs [N, E, L]` and `piece_logits [N, ceil(E / 2), 1 + n_pieces]`."""
 
     top: Tensor
     taps: tuple[Tensor, ...]
     letter_logprobs: Tensor | None
     lengths: Tensor
+    piece_logits: Tensor | None = None
 
 
 def sinusoids(length: int, channels: int, device: torch.device | None = None) -> Tensor:
@@ -118,6 +120,32 @@ class LetterHead(nn.Module):
         return self.fc2(F.gelu(self.fc1(top))).float().log_softmax(-1)
 
 
+class PieceHead(nn.Module):
+    """CTC over pieces of words, two encoder frames a step: normed top → logits, blank first.
+
+    The shape of Whisper's last decoder layer in which every step attends to itself alone: `mix` is the product of its
+    cross-attention's value and output projections, then its feed-forward, final norm and token embedding.
+    """
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        width = config.output_dim
+        self.mix = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.fc1 = nn.Linear(width, config.ffn_dim)
+        self.fc2 = nn.Linear(config.ffn_dim, width)
+        self.final_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.blank = nn.Linear(width, 1)
+        self.pieces = nn.Linear(width, config.n_pieces, bias=False)
+
+    def forward(self, top: Tensor, keep: Tensor) -> Tensor:
+        """`top [N, E, output_dim]`, of which the frames `keep [N, E]` are heard and the rest count as zeros."""
+        steps = F.pad(top * keep[..., None], (0, 0, 0, top.shape[1] % 2)).unflatten(1, (-1, 2)).mean(2)
+        x = self.mix(steps)
+        x = self.final_norm(x + self.fc2(F.gelu(self.fc1(self.norm(x)))))
+        return torch.cat([self.blank(x), self.pieces(x)], dim=-1)
+
+
 class Encoder(nn.Module):
     """Stem, layers, taps, top. Chunks in a batch may differ in length."""
 
@@ -132,6 +160,7 @@ class Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.d_model, config.layer_norm_eps)
         self.out_proj = nn.Linear(config.d_model, config.output_dim) if config.output_dim != config.d_model else None
         self.letter_head = LetterHead(config) if config.letters else None
+        self.piece_head = PieceHead(config) if config.n_pieces else None
 
     def forward(self, chunks: Tensor, frames: Tensor, extents: Tensor, checkpointing: bool = False) -> EncoderOutput:
         """Encode `chunks [N, n_mels, L]`, zero from `frames[n]` on.
@@ -153,4 +182,5 @@ class Encoder(nn.Module):
         if self.out_proj is not None:
             top, taps = self.out_proj(top), [self.out_proj(tap) for tap in taps]
         letters = self.letter_head(top) if self.letter_head is not None else None
-        return EncoderOutput(top, tuple(taps), letters, lengths)
+        pieces = self.piece_head(top, keep) if self.piece_head is not None else None
+        return EncoderOutput(top, tuple(taps), letters, lengths, pieces)

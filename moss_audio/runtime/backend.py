@@ -18,12 +18,14 @@ class AudioEmbeds:
 
     `embeds [S, D]` replace the placeholders' embeddings, `deepstack [K, S, D]` are added to the outputs of the first K
     decoder layers. `letter_logprobs [E, L]` are the letter head's log-probabilities at 50 frames a second over all
-    clips (E = Σ ceil(mel_frames / 2)), or None where the checkpoint has no letter head.
+    clips (E = Σ ceil(mel_frames / 2)), or None where the checkpoint has no letter head; `piece_ids [E]` are the piece
+    head's best outputs at the same frames.
     """
 
     embeds: np.ndarray
     deepstack: np.ndarray
     letter_logprobs: np.ndarray | None = None
+    piece_ids: np.ndarray | None = None
 
 
 class Cache(Protocol):

@@ -50,7 +50,8 @@ class TorchBackend:
         check_mels(mels)
         audio = self.model.encode_audio([[torch.tensor(mel) for mel in mels]])
         letters = None if audio.letter_logprobs is None else _numpy(audio.letter_logprobs)
-        return AudioEmbeds(_numpy(audio.embeds), _numpy(audio.deepstack), letters)
+        pieces = None if audio.piece_ids is None else audio.piece_ids.cpu().numpy()
+        return AudioEmbeds(_numpy(audio.embeds), _numpy(audio.deepstack), letters, pieces)
 
     @torch.inference_mode()
     def prefill(

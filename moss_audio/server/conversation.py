@@ -9,13 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from moss_audio.audio import log_mel
 from moss_audio.inference.generate import TokenEvent, generate, room
 from moss_audio.inference.grammar import State
 from moss_audio.inference.grammar_tokens import Constraint, vocabulary
-from moss_audio.inference.letters import greedy_words
+from moss_audio.inference.letters import spelling
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.messages import AudioPart, MelPart, Message, Part, TextPart
 from moss_audio.prompts import SPELLED
@@ -70,15 +68,17 @@ def _hear(model: MossAudio, messages: Sequence[Message]) -> tuple[list[Message],
         if audio.letter_logprobs is not None:
             n_frames = sum(-(-part.mel.shape[1] // 2) for part in parts if isinstance(part, MelPart))
             if n_frames:
-                parts = _spelled(parts, audio.letter_logprobs[frame : frame + n_frames], config.letters)
+                here = slice(frame, frame + n_frames)
+                pieces = None if audio.piece_ids is None else audio.piece_ids[here]
+                words = spelling(audio.letter_logprobs[here], config.letters, pieces, model.processor.pieces)
+                parts = _spelled(parts, words)
             frame += n_frames
         rendered.append(Message(message.role, tuple(parts)))
     return rendered, audio
 
 
-def _spelled(parts: Sequence[Part], logprobs: np.ndarray, letters: str) -> list[Part]:
+def _spelled(parts: Sequence[Part], words: str) -> list[Part]:
     """Clips first and then one text with their spelling: the one order that a model with a letter head has seen."""
     text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
-    words = " ".join(word.text for word in greedy_words(logprobs, letters))
     clips = [part for part in parts if not isinstance(part, TextPart)]
     return [*clips, TextPart(SPELLED.format(question=text, letters=words))]

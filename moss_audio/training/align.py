@@ -22,19 +22,24 @@ from moss_audio.config import LETTERS
 from moss_audio.data.manifest import MelStore
 from moss_audio.data.speak import four_grams
 from moss_audio.evaluation.metrics import ErrorRate
+from moss_audio.inference.letters import spelling
 from moss_audio.messages import MelPart, Message
 from moss_audio.model.audio_lm import AudioLM, cut
 from moss_audio.model.encoder import EncoderOutput
-from moss_audio.processor import Processor, collate
+from moss_audio.processor import Inputs, Processor, collate
 from moss_audio.prompts import SPELLED, TRANSCRIBE
 from moss_audio.training.augment import augment
-from moss_audio.training.examples import Chats, Example, Feed, Scenes, Sentences, Source
+from moss_audio.training.examples import Chats, Example, Feed, Scenes, Sentences, Source, Texts
 from moss_audio.training.feed import Background
+from moss_audio.training.letters import MEL_MULTIPLE
 from moss_audio.training.loop import Plan, compile_layers, fit, load_weights
 from moss_audio.training.processes import processes
 from moss_audio.training.scenes import World
 from moss_audio.training.simulate import LetterBank
-from moss_audio.training.spelling import greedy_text, letter_ids, spell
+from moss_audio.training.spelling import letter_ids, spell
+
+TOKEN_MULTIPLE = 32
+"""Lengths of batches: each new one costs a CPU the making of new kernels, and its memory falls to pieces."""
 
 
 @torch.no_grad()
@@ -95,15 +100,18 @@ class Reader:
     def hear(self, mels: Sequence[np.ndarray]) -> EncoderOutput:
         """The frozen encoder on one clip a row."""
         rows = [[torch.from_numpy(np.array(mel, np.float32)).to(self.device)] for mel in mels]
-        return self.model.audio_encoder(*cut(rows, self.model.config.audio.chunk_mel_frames))
+        return self.model.audio_encoder(*cut(rows, self.model.config.audio.chunk_mel_frames, MEL_MULTIPLE))
 
     def loss(self, examples: Sequence[Example], rng: np.random.Generator, error_rate: float) -> Tensor:
         """Mean cross-entropy of the answers' tokens, in nats; up to `error_rate` of a clip's letters are altered."""
         spoken = [example for example in examples if example.mel is not None]
         heard = self.hear([example.mel for example in spoken if example.mel is not None]) if spoken else None
-        spellings = iter(_letters(heard) if heard is not None else [])
+        spellings = iter(self._spelled(heard) if heard is not None else [])
         inputs = []
         for example in examples:
+            if example.plain:
+                inputs.append(self._plain(example.answer))
+                continue
             spelled = example.spelled
             if example.mel is not None:
                 spelled = next(spellings)
@@ -116,12 +124,29 @@ class Reader:
             for question, answer in example.more:
                 turns += [Message.of("user", question), Message.of("assistant", answer)]
             inputs.append(self.processor.encode(turns, add_generation_prompt=False))
-        batch = collate(inputs, pad_id=0)
+        batch = collate(inputs, 0, TOKEN_MULTIPLE)
         ids, loss_mask, audio_mask = self._here(batch.input_ids, batch.loss_mask, batch.audio_mask)
         audio = self.model.adapt_output(heard) if heard is not None else None
         hidden = self.model.hidden(ids, audio_mask, audio)
         logits = self.model.logits(hidden[:, :-1][loss_mask[:, 1:]])
         return F.cross_entropy(logits.float(), ids[loss_mask])
+
+    def _plain(self, text: str) -> Inputs:
+        """Text outside any conversation; its first token is given."""
+        ids = np.array(self.processor.tokenizer.encode(text), np.int64)
+        return Inputs(ids, np.zeros(len(ids), bool), np.arange(len(ids)) > 0, ())
+
+    def _spelled(self, heard: EncoderOutput) -> list[str]:
+        """What the encoder's heads make of each clip."""
+        assert heard.letter_logprobs is not None
+        letters, lengths = heard.letter_logprobs.float().numpy(force=True), heard.lengths.tolist()
+        pieces = None
+        if heard.piece_logits is not None:
+            pieces = heard.piece_logits.argmax(-1).repeat_interleave(2, dim=1).numpy(force=True)
+        return [
+            spelling(letters[i, :n], LETTERS, None if pieces is None else pieces[i, :n], self.processor.pieces)
+            for i, n in enumerate(lengths)
+        ]
 
     def _here(self, *arrays: np.ndarray) -> Iterator[Tensor]:
         return (torch.from_numpy(array).to(self.device) for array in arrays)
@@ -135,7 +160,8 @@ class Reader:
         """Greedy transcripts of several clips at a time."""
         with torch.autocast(self.device.type, torch.bfloat16):
             heard = self.hear(mels)
-            asked = [self._ask(mel, TRANSCRIBE, spelled) for mel, spelled in zip(mels, _letters(heard), strict=True)]
+            spellings = self._spelled(heard)
+            asked = [self._ask(mel, TRANSCRIBE, spelled) for mel, spelled in zip(mels, spellings, strict=True)]
             batch = collate([self.processor.encode([message]) for message in asked], pad_id=0)
             ids, audio_mask, lengths = self._here(batch.input_ids, batch.audio_mask, batch.lengths)
             stop = self.processor.turn_end
@@ -149,11 +175,6 @@ class Reader:
         rows = torch.stack(answers, 1).tolist()
         ends = [row.index(stop) if stop in row else len(row) for row in rows]
         return [self.processor.tokenizer.decode(row[:end]) for row, end in zip(rows, ends, strict=True)]
-
-
-def _letters(heard: EncoderOutput) -> list[str]:
-    assert heard.letter_logprobs is not None
-    return [greedy_text(row[:n]) for row, n in zip(heard.letter_logprobs, heard.lengths.tolist(), strict=True)]
 
 
 def dev_transcripts(reader: Reader, store: MelStore, limit: int) -> Iterator[tuple[str, str]]:
@@ -178,7 +199,9 @@ def train(
     print(f"bank: {sum(map(len, bank.by_letter.values()))} letters", flush=True)
     forbidden = four_grams(data / recipe["dev"])
 
-    def source_of(source: Mapping[str, Any]) -> Source | Sentences | Scenes | Chats:
+    def source_of(source: Mapping[str, Any]) -> Source | Sentences | Texts | Scenes | Chats:
+        if "plain" in source:
+            return Texts(source, data)
         if "texts" in source:
             return Sentences(source, data, forbidden, bank)
         if "chats" in source:

@@ -39,18 +39,23 @@ Task = Callable[[Row, np.random.Generator], tuple[str, str] | None]
 
 @dataclass
 class Example:
-    """Question and answer about a clip's `mel [n_mels, F]`, or about a spelling where nobody spoke; `more` turns."""
+    """Question and answer about a clip's `mel [n_mels, F]`, or about a spelling where nobody spoke; `more` turns.
+
+    A `plain` one is its answer alone, text outside any conversation.
+    """
 
     question: str
     answer: str
     mel: np.ndarray | None = None
     spelled: str = ""
     more: Sequence[tuple[str, str]] = ()
+    plain: bool = False
 
     @property
     def size(self) -> int:
         """Mel frames, or as many as would cost the language model the same: 8 a token, and 3 letters in one."""
         heard = self.mel.shape[1] if self.mel is not None else 8 * len(self.spelled) // 3
+        heard += 2 * len(self.answer) if self.plain else 0
         return heard + 2 * sum(len(question) + len(answer) for question, answer in self.more)
 
 
@@ -148,6 +153,20 @@ class Sentences:
         return Example(str(rng.choice(TRANSCRIBE_WORDINGS)), answer, spelled=spelled)
 
 
+class Texts:
+    """Plain sentences, which keep the language model what it was. The last `APART` lines are never drawn."""
+
+    APART = 500
+
+    def __init__(self, recipe: Mapping[str, Any], data: Path) -> None:
+        lines = (data / recipe["plain"]).read_text(encoding="utf-8").splitlines()
+        self.weight, self.lines = float(recipe["weight"]), [line for line in lines[: -self.APART] if len(line) > 20]
+
+    def draw(self, rng: np.random.Generator, noise: Sequence[MelStore], noise_rate: float) -> Example:
+        """One of them."""
+        return Example("", self.lines[int(rng.integers(len(self.lines)))], plain=True)
+
+
 class Scenes:
     """Composed scenes with one to three questions about each, as turns of one conversation."""
 
@@ -183,7 +202,7 @@ class Feed:
 
     def __init__(
         self,
-        sources: Sequence[Source | Sentences | Scenes | Chats],
+        sources: Sequence[Source | Sentences | Texts | Scenes | Chats],
         max_size: int,
         noise: Sequence[MelStore],
         noise_rate: float,

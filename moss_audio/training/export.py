@@ -18,7 +18,7 @@ from safetensors import safe_open
 from moss_audio.checkpoint import INDEX, open_checkpoint, save_checkpoint
 from moss_audio.weights import SCHEMES, Scheme, Weight, recode
 
-OTHER_FILES = ("processor_config.json", "tokenizer.json", "README.md")
+OTHER_FILES = ("processor_config.json", "tokenizer.json", "pieces.txt", "README.md")
 
 
 def trained_tensors(states: list[Path]) -> dict[str, np.ndarray]:

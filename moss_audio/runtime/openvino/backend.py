@@ -117,8 +117,11 @@ class OpenVINOBackend:
         outputs = [request.infer(batch, share_inputs=True) for batch in batches(self.config.audio, mels)]
         self._encoders.append(request)
         hidden = np.concatenate([output["hidden"] for output in outputs], axis=1)
-        letters = np.concatenate([output["letters"] for output in outputs]) if self.config.audio.letters else None
-        return AudioEmbeds(hidden[0], hidden[1:], letters)
+        letters, pieces = (
+            np.concatenate([output[name] for output in outputs]) if there else None
+            for name, there in (("letters", self.config.audio.letters), ("pieces", self.config.audio.n_pieces))
+        )
+        return AudioEmbeds(hidden[0], hidden[1:], letters, pieces)
 
     def prefill(
         self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: AudioEmbeds | None

@@ -1,11 +1,12 @@
-"""The audio half as one graph: mel chunks → audio embeddings, DeepStack and letters.
+"""The audio half as one graph: mel chunks → audio embeddings, DeepStack, letters and pieces of words.
 
 Inputs: `mel [N, n_mels, L]`, chunks of one prompt padded with zeros to its longest; `mask [N, 1, 1, E]`, 0 for an
 encoder frame inside its chunk and -inf for padding; `groups [S, stack]`, for every audio frame the encoder frames
 `n · E + e` that it stacks, where `N · E` stands for a frame of zeros; with a letter head `frames [F]`, the encoder
-frames that exist. `batches` makes all of them.
+frames that exist; with a piece head `steps [F]`, the head's step for each of them. `batches` makes all of them.
 
-Outputs: `hidden [1 + K, S, D]`, the embeddings and the K DeepStack layers; `letters [F, n_letters]` log-probabilities.
+Outputs: `hidden [1 + K, S, D]`, the embeddings and the K DeepStack layers; `letters [F, n_letters]` log-probabilities;
+`pieces [F]`, the best outputs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import openvino as ov
 from openvino import opset13 as op
 
 from moss_audio.config import AudioConfig, ModelConfig
-from moss_audio.runtime.openvino.nodes import Weights, heads, ints, parameter, result, sinusoids, swap
+from moss_audio.runtime.openvino.nodes import Weights, floats, heads, ints, parameter, result, sinusoids, swap
 
 BATCH_MEL_FRAMES = 3200
 """Mel frames encoded together: the released stem needs about 60 KiB of activations for each."""
@@ -43,14 +44,16 @@ def _inputs(config: AudioConfig, chunks: Sequence[np.ndarray], longest: int) -> 
     stride, stack = 8 // config.frame_stack, config.frame_stack
     counts, width = [-(-chunk.shape[1] // stride) for chunk in chunks], -(-longest // stride)
     mask = np.where(np.arange(width) < np.array(counts)[:, None], 0, -np.inf).astype(np.float32)
-    groups, frames = [], []
+    groups, frames, steps = [], [], []
     for n, count in enumerate(counts):
         index = np.full(-(-count // stack) * stack, len(chunks) * width)
         index[:count] = n * width + np.arange(count)
         groups.append(index.reshape(-1, stack))
         frames.append(index[:count])
+        steps.append(n * -(-width // 2) + np.arange(count) // 2)
     inputs = {"mel": mel, "mask": mask[:, None, None], "groups": np.concatenate(groups)}
-    return inputs | {"frames": np.concatenate(frames)} if config.letters else inputs
+    inputs |= {"frames": np.concatenate(frames)} if config.letters else {}
+    return inputs | ({"steps": np.concatenate(steps)} if config.n_pieces else {})
 
 
 def build_encoder(weights: Weights, probes: bool = False) -> ov.Model:
@@ -79,6 +82,10 @@ def build_encoder(weights: Weights, probes: bool = False) -> ov.Model:
         outputs["letters"] = op.gather(rows, frames, ints(0, scalar=True))
         heard.append(op.exp(letters))
         parameters.append(frames)
+    if audio.n_pieces:
+        steps = parameter("steps", np.int64, -1)
+        outputs["pieces"] = op.gather(_best_pieces(weights, top, mask), steps, ints(0, scalar=True))
+        parameters.append(steps)
     top, taps = _stacked(audio, heard, groups), [_stacked(audio, [tap], groups) for tap in taps]
     outputs["hidden"] = _adapt(weights, config, top, taps)
     if probes:
@@ -133,6 +140,24 @@ def _letter_head(weights: Weights, top: ov.Node) -> ov.Node:
     """Log-probabilities `[N, E, n_letters]`, blank first."""
     y = op.gelu(weights.linear(top, "audio_encoder.letter_head.fc1", bias=True), "erf")
     return op.log_softmax(weights.linear(y, "audio_encoder.letter_head.fc2", bias=True), -1)
+
+
+def _best_pieces(weights: Weights, top: ov.Node, mask: ov.Node) -> ov.Node:
+    """The piece head's best output of every step, `[N · ceil(E / 2)]`, blank 0 (`model.encoder.PieceHead`)."""
+    audio, name = weights.config.audio, "audio_encoder.piece_head"
+    x = op.multiply(top, op.reshape(op.exp(mask), ints(0, -1, 1), special_zero=True))
+    x = op.concat([x, op.slice(op.multiply(x, floats(0.0)), ints(0), ints(1), ints(1), ints(1))], 1)
+    length = op.gather(op.shape_of(x), ints(1), ints(0, scalar=True))
+    even = op.multiply(op.divide(length, ints(2)), ints(2))
+    x = op.reshape(op.slice(x, ints(0), even, ints(1), ints(1)), ints(0, -1, 2, audio.output_dim), special_zero=True)
+    x = weights.linear(op.reduce_mean(x, ints(2), keep_dims=False), f"{name}.mix", bias=True)
+    y = weights.layer_norm(x, f"{name}.norm", audio.layer_norm_eps)
+    y = op.gelu(weights.linear(y, f"{name}.fc1", bias=True), "erf")
+    x = weights.layer_norm(op.add(x, weights.linear(y, f"{name}.fc2", bias=True)), f"{name}.final_norm",
+                           audio.layer_norm_eps)  # fmt: skip
+    logits = op.concat([weights.linear(x, f"{name}.blank", bias=True), weights.linear(x, f"{name}.pieces")], -1)
+    best = op.topk(logits, ints(1, scalar=True), -1, "max", "none").output(1)
+    return op.reshape(best, ints(-1), special_zero=False)
 
 
 def _stacked(audio: AudioConfig, parts: Sequence[ov.Node], groups: ov.Node) -> ov.Node:
