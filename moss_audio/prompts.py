@@ -35,6 +35,11 @@ TRANSCRIBE_TIMED = (
 )
 """Answered in the form that `transcript.parse_timestamped` reads."""
 
+TRANSCRIBE_WORDS = (
+    "Transcribe the audio word by word. Put the start and end time in seconds around each word, as in [0.00]text[0.30]."
+)
+"""The same for words."""
+
 EVENTS = "List the sound events with their start and end times."
 """Answered `[0.4]dog barking[1.2][3.0]siren[5.5]`, in order of start, or `NOTHING`."""
 

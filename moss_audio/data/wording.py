@@ -27,6 +27,8 @@ from moss_audio.prompts import (
     NARRATE,
     NOTHING,
     TRANSCRIBE,
+    TRANSCRIBE_TIMED,
+    TRANSCRIBE_WORDS,
 )
 
 Task = Callable[[Scene, np.random.Generator], tuple[str, str] | None]
@@ -53,7 +55,13 @@ WORDINGS: Mapping[str, Sequence[str]] = {
     "longer": ("Which lasts longer, {a} or {b}?",),
     "gender": ("Is the speaker a man or a woman?", "Who speaks, a man or a woman?", "What is the speaker's gender?"),
     "emotion": (EMOTION,) * 3 + ("What emotion does the speaker show?", "How does the speaker feel?"),
-    "speakers": ("How many people speak?", "How many speakers are there?"),
+    "speakers": ("How many people speak?", "How many speakers are there?", "How many different voices do you hear?"),
+    "anybody": ("Is anybody speaking?", "Does anyone speak in the recording?", "Is there speech in the recording?"),
+    "who": ("Who speaks when?", "List the speakers with their times.", "Give a timeline of the speakers."),
+    "dialogue": ("Transcribe the conversation with speakers and times.", "Who says what, and when?"),
+    "said": ("What does {who} say?", "What is said by {who}?"),
+    "timed": (TRANSCRIBE_TIMED,) * 3 + ("Transcribe the audio with timestamps.", "Which sentence is said when?"),
+    "words": (TRANSCRIBE_WORDS,) * 3 + ("Transcribe the audio with the times of the words.",),
     "background": ("What is in the background?", "Which sound goes on in the background?"),
     "instrument": ("Which instrument is playing?", "What instrument plays the melody?", "Name the main instrument."),
     "tempo": ("Is the music slow, moderate or fast?", "How fast is the music?"),
@@ -111,15 +119,24 @@ def order(scene: Scene) -> list[str]:
 
 def transcribe(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     """All that is said, in order; nothing where nobody speaks. Not for speech without a transcript, nor for voices."""
+    said = sentences(scene)
+    return None if said is None else (ask("transcribe", rng), " ".join(text for _, text in said))
+
+
+def sentences(scene: Scene) -> list[tuple[Event, str]] | None:
+    """What each spoken event says; None where not all of it is known, or where other voices sound."""
     spoken = [event for event in scene.events if event.kind == "speech"]
     texts = [event.truth.get("text") or event.truth.get("pseudo_text") for event in spoken]
+    if not all(texts) or any(event.truth.get("language", "en") != "en" for event in spoken) or other_voices(scene):
+        return None
+    return [(event, sentence(cased(text))) for event, text in zip(spoken, texts, strict=True) if text]
+
+
+def other_voices(scene: Scene) -> bool:
+    """Whether a sound is made by people, who may say something that no truth tells."""
     voices = ("speech", "voice", "crowd", "laugh", "baby", "choir", "sing", "talk", "scream", "children", "grunt")
     heard = " ".join([scene.background or "", *(event.label for event in scene.events if event.kind != "speech")])
-    if not all(texts) or any(event.truth.get("language", "en") != "en" for event in spoken):
-        return None
-    if any(voice in heard for voice in voices):
-        return None
-    return ask("transcribe", rng), " ".join(sentence(cased(text)) for text in texts if text)
+    return any(voice in heard for voice in voices)
 
 
 def cased(text: str) -> list[str]:

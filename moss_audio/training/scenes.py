@@ -1,11 +1,15 @@
 """Scenes for training, drawn endlessly from manifests: which pools there are, and which kinds of scene in which share.
 
-The recipe's `scenes` name the manifests; development folds, speakers and tunes stay out (`is_dev`). Knows `data.scene`
-and `data.wording`; knows no network.
+The recipe's `scenes` name the manifests; development folds, speakers and tunes stay out (`is_dev`). Knows `data.scene`,
+`data.wording` and `data.spoken`; knows no network.
+
+Kinds: `sound`, `voice`, `emotion`, `order`, `music` (one clip), `scene` (sounds), `mixed` (sounds and speech), `turns`
+(people who speak in turn), `words` (single words, of the recipe's `keywords`), `nothing` (silence, noise, hum).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +18,20 @@ from typing import Any
 import numpy as np
 
 from moss_audio.audio import SAMPLE_RATE
-from moss_audio.data import wording
+from moss_audio.data import spoken, wording
 from moss_audio.data.manifest import Row, held_out
-from moss_audio.data.scene import QUIET_DB, Event, Pool, SampleStore, Scene, active_span, compose, energy_db, room
+from moss_audio.data.scene import (
+    Event,
+    Pool,
+    SampleStore,
+    Scene,
+    active_span,
+    compose,
+    converse,
+    room,
+    sounding,
+    spoken_event,
+)
 
 AMBIENT = (
     "rain", "wind", "sea waves", "traffic noise", "crowd chatter", "engine", "stream", "thunderstorm", "crackling fire",
@@ -37,6 +52,12 @@ SAME = {
     "can crushing": "can opening", "bottle or can opening": "can opening",
 }  # fmt: skip
 """Labels that mean the same to a listener."""
+
+LONGEST_TURN = 6.0
+"""Seconds of a clip that may be a turn of a conversation."""
+
+CONTENT = ("text", "pseudo_text", "words", "intent", "slots")
+"""Labels that hold for the whole of a clip alone."""
 
 
 def is_dev(row: Row) -> bool:
@@ -63,26 +84,48 @@ class World:
     """All clips of a `data` folder that scenes are made of; `dev` turns to those that are kept for development."""
 
     def __init__(self, recipe: Mapping[str, Any], data: Path, cache: Path, dev: bool = False) -> None:
-        def pool(name: str, kind: str, keep: Callable[[Row], bool] = lambda row: True) -> Pool:
-            store = SampleStore(data / name, cache)
-            apart = name.endswith("_dev.jsonl")
+        @functools.cache
+        def store_of(name: str) -> SampleStore:
+            return SampleStore(data / name, cache)
+
+        def pool(
+            name: str,
+            kind: str,
+            keep: Callable[[Row], bool] = lambda row: True,
+            label: Callable[[Row], str] = label_of,
+            longest: float = 16.0,
+        ) -> Pool:
+            store, apart = store_of(name), name.endswith("_dev.jsonl")
             chosen = [
                 i for i, row in enumerate(store.rows)
-                if (apart or is_dev(row)) == dev and keep(row) and 0.25 < store.lengths[i] / SAMPLE_RATE < 16
+                if (apart or is_dev(row)) == dev and keep(row) and 0.25 < store.lengths[i] / SAMPLE_RATE < longest
             ]  # fmt: skip
-            return Pool(store, kind, chosen, [label_of(store.rows[i]) for i in chosen])
+            return Pool(store, kind, chosen, [label(store.rows[i]) for i in chosen])
 
-        def pools(kind: str, names: Mapping[str, float]) -> list[tuple[Pool, float]]:
-            made = [(pool(name, kind), float(weight)) for name, weight in names.items()]
+        def pools(names: Mapping[str, float], make: Callable[[str], Pool]) -> list[tuple[Pool, float]]:
+            made = [(make(name), float(weight)) for name, weight in names.items()]
             return [(pool, weight) for pool, weight in made if pool.labels]
 
-        self.sounds, self.speech = pools("sound", recipe["sounds"]), pools("speech", recipe["speech"])
+        def turns(name: str) -> Pool:
+            def keep(row: Row) -> bool:
+                return "speaker" in row and "text" in row
+
+            return pool(name, "speech", keep, lambda row: str(row["speaker"]), LONGEST_TURN)
+
+        self.sounds = pools(recipe["sounds"], lambda name: pool(name, "sound"))
+        self.speech = pools(recipe["speech"], lambda name: pool(name, "speech"))
+        self.turns = pools(recipe["speech"], turns)
+        self.keywords = pool(recipe["keywords"], "speech") if "keywords" in recipe else None
         self.music = pool(recipe["music"], "music")
         self.emotion = pool(recipe["emotion"], "speech")
         self.orders = pool(recipe["orders"], "speech")
         self.ambient = pool(recipe["ambient"], "sound", lambda row: label_of(row) in AMBIENT)
         self.labels = sorted({label for pool, _ in self.sounds for label in pool.labels})
         self.shares = {str(kind): float(share) for kind, share in recipe["shares"].items()}
+        if "turns" in self.shares and not self.turns:
+            raise ValueError("a share of `turns` needs `speech` with `speaker` and `text` in its rows")
+        if "words" in self.shares and self.keywords is None:
+            raise ValueError("a share of `words` needs a manifest of single words as `keywords`")
 
     def draw(self, rng: np.random.Generator) -> tuple[str, Scene]:
         """One scene and its kind."""
@@ -110,6 +153,15 @@ class World:
         pool = self.speech[int(rng.choice(len(weights), p=weights / weights.sum()))][0]
         return self._alone(pool, rng, longest=8.0)
 
+    def _turns(self, rng: np.random.Generator) -> Scene:
+        n_speakers = int(rng.choice([1, 2, 3], p=[0.2, 0.55, 0.25]))
+        n_turns = int(rng.integers(n_speakers, n_speakers + 3))
+        return converse(self.turns, rng, n_speakers, n_turns, 15.0, self.ambient if rng.random() < 0.2 else None)
+
+    def _words(self, rng: np.random.Generator) -> Scene:
+        assert self.keywords is not None
+        return compose([(self.keywords, 1.0)], rng, int(rng.integers(2, 5)), float(rng.uniform(5, 9)))
+
     def _emotion(self, rng: np.random.Generator) -> Scene:
         return self._alone(self.emotion, rng, longest=8.0)
 
@@ -133,6 +185,8 @@ class World:
         """One clip as it was recorded, or its sounding part in silence."""
         label, clip, row = pool.draw(rng, longest, whole=True)
         start = int(rng.integers(max(1, len(clip) - int(longest * SAMPLE_RATE) + 1)))
+        if pool.kind == "speech" and len(clip) > int(longest * SAMPLE_RATE):
+            row = {key: value for key, value in row.items() if key not in CONTENT}
         clip = clip[start : start + int(longest * SAMPLE_RATE)]
         if pool.kind == "sound" and rng.random() < 0.4:
             clip = active_span(clip, longest)
@@ -141,21 +195,15 @@ class World:
         if pool.kind == "sound":
             speed = rng.uniform(0.88, 1.14)
             clip = np.interp(np.arange(0, len(clip) - 1, speed), np.arange(len(clip)), clip).astype(np.float32)
+        event = Event(label, *sounding(clip), pool.kind, -20.0, row)
+        if pool.kind == "speech" and "text" in row:
+            event = spoken_event(row, clip, 0.0, -20.0)
         if rng.random() < 0.3:
             _, behind, _ = self.ambient.draw(rng, longest, whole=True)
             behind = np.resize(behind, len(clip))
             peaks = float(np.abs(clip).max()), max(1e-4, float(np.abs(behind).max()))
             clip = clip + 10 ** (rng.uniform(-30, -8) / 20) * peaks[0] / peaks[1] * behind
-        span = sounding(clip)
-        event = Event(label, *span, pool.kind, -20.0, row)
         return replace(Scene(clip, (event,)), samples=room(clip, rng))
-
-
-def sounding(clip: np.ndarray) -> tuple[float, float]:
-    """First and last second at which a clip sounds."""
-    levels = energy_db(clip)
-    loud = np.flatnonzero(levels > levels.max() - QUIET_DB)
-    return round(float(loud[0]) / 50, 2), round(float(loud[-1] + 1) / 50, 2)
 
 
 def questions(kind: str, labels: Sequence[str]) -> Sequence[tuple[wording.Task, float]]:
@@ -163,19 +211,27 @@ def questions(kind: str, labels: Sequence[str]) -> Sequence[tuple[wording.Task, 
     yes_no, choose = wording.yes_no(labels), wording.choose(labels)
     silent: Sequence[tuple[wording.Task, float]] = (
         (wording.transcribe, 2), (wording.name, 1), (wording.events, 1), (wording.describe, 1), (yes_no, 0.5),
+        (spoken.anybody, 0.7), (spoken.timed, 0.4), (spoken.speakers, 0.3),
     )  # fmt: skip
     return {
         "sound": ((wording.name, 4), (yes_no, 2), (choose, 2), (wording.describe, 1), (wording.events, 1),
-                  (wording.transcribe, 0.6)),
+                  (wording.transcribe, 0.6), (spoken.anybody, 0.3)),
         "scene": ((wording.events, 3), (wording.relate, 2), (wording.describe, 1), (yes_no, 1.5), (wording.name, 0.7),
                   (wording.reason, 0.5), (wording.background, 0.7), (wording.narrate, 0.4), (wording.transcribe, 0.3)),
         "mixed": ((wording.transcribe, 2), (wording.events, 2), (wording.describe, 1.5), (wording.background, 0.7),
-                  (yes_no, 1), (wording.relate, 0.7), (wording.narrate, 0.4), (wording.gender, 0.4)),
+                  (yes_no, 1), (wording.relate, 0.7), (wording.narrate, 0.4), (wording.gender, 0.4),
+                  (spoken.timed, 0.7), (spoken.speakers, 0.4), (spoken.anybody, 0.3)),
         "voice": ((wording.gender, 4), (wording.describe, 1), (wording.events, 0.5), (yes_no, 0.7), (wording.name, 0.5),
-                  (wording.transcribe, 1), (wording.speaker, 0.7)),
+                  (wording.transcribe, 1), (wording.speaker, 0.7), (spoken.timed, 0.4), (spoken.words, 0.4),
+                  (spoken.speakers, 0.3), (spoken.anybody, 0.3)),
+        "turns": ((spoken.timed, 3), (spoken.speakers, 2), (wording.transcribe, 2), (spoken.dialogue, 1.5),
+                  (spoken.who, 1), (spoken.said, 1), (spoken.words, 1), (wording.events, 0.5), (wording.describe, 0.5),
+                  (wording.gender, 0.3)),
+        "words": ((spoken.words, 3), (spoken.timed, 1), (wording.transcribe, 1)),
         "emotion": ((wording.emotion, 4), (wording.gender, 1), (wording.speaker, 0.7)),
         "order": ((wording.order_drink, 3), (wording.transcribe, 1), (wording.gender, 0.0)),
-        "music": ((wording.music, 5), (wording.describe, 0.5), (yes_no, 0.5), (wording.transcribe, 0.4)),
+        "music": ((wording.music, 5), (wording.describe, 0.5), (yes_no, 0.5), (wording.transcribe, 0.4),
+                  (spoken.anybody, 0.2)),
         "nothing": silent,
     }[kind]  # fmt: skip
 
