@@ -60,6 +60,8 @@ def test_audio_agrees(pair, frames):
     if ours.letter_logprobs is not None:
         close(ours.letter_logprobs, reference.letter_logprobs)
         assert len(ours.letter_logprobs) == sum(-(-n // 2) for n in frames)
+        np.testing.assert_array_equal(ours.piece_ids, reference.piece_ids)
+        assert len(ours.piece_ids) == len(ours.letter_logprobs) and ours.piece_ids.max() <= 7
 
 
 def test_prefill_decode_and_rewind_agree(pair):

