@@ -20,9 +20,8 @@ from moss_audio.model.lora import (  # noqa: E402
     load_adapter,
     merge,
     save_adapter,
-    save_merged,
 )
-from moss_audio.training import export  # noqa: E402
+from moss_audio.training import adapting, export  # noqa: E402
 from moss_audio.training.loop import Plan, fit, load_weights  # noqa: E402
 
 PATTERN = r"language_model\.layers\.\d+\.(self_attn\.[qv]_proj|mlp)"
@@ -133,12 +132,12 @@ def test_an_adapter_is_kept_in_a_file_of_its_own(model, folder, tmp_path):
     assert all(p.requires_grad is ("lora_" in name) for name, p in other.named_parameters())
     wide = deepcopy(LLAMA)
     wide["language_config"]["intermediate_size"] = 96
-    with pytest.raises(ValueError, match=r"gate_proj\.lora_b is \[128, 4\], not \[96, 4\]: it was made for another"):
+    with pytest.raises(ValueError, match=r"down_proj\.lora_a is \[4, 128\], not \[4, 96\]: it was made for another"):
         load_adapter(AudioLM.load(save_random(tmp_path / "wide", wide)), tmp_path / "lora.safetensors")
 
 
 def test_a_recipe_trains_it_and_export_takes_the_merged_weights(model, folder, tmp_path, monkeypatch):
-    adapt(model, PATTERN, rank=4)
+    adapting.begin(model, {"lora": {"pattern": PATTERN, "rank": 4}})
     plan = Plan(steps=4, warmup=1, lr={".*lora_": 1e-2}, dev_every=2)
     first = logits(model).detach()
     fit(model, plan, lambda rng: (logits(model).square().mean(), 2), dict, tmp_path / "tuned.safetensors")
@@ -148,9 +147,9 @@ def test_a_recipe_trains_it_and_export_takes_the_merged_weights(model, folder, t
     load_weights(tmp_path / "tuned.safetensors", again)
     torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=0)
 
-    save_merged(model, tmp_path / "merged.safetensors")
-    out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", ["export", *map(str, (folder, tmp_path / "merged.safetensors", out))])
+    merged, out = adapting.end(model, tmp_path / "tuned.safetensors"), tmp_path / "out"
+    assert merged == tmp_path / "tuned_merged.safetensors"
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, (folder, merged, out))])
     export.main()
     name = "language_model.layers.1.mlp.up_proj.weight"
     merge(model)

@@ -113,7 +113,7 @@ def save_adapter(model: nn.Module, path: Path) -> None:
 def load_adapter(model: nn.Module, path: Path) -> list[str]:
     """Adapt `model` as `save_adapter` found it. Raises `ValueError` for layers that it has not, or of other sizes."""
     with safe_open(path, framework="pt") as file:
-        for name, size in (file.metadata() or {}).items():
+        for name, size in sorted((file.metadata() or {}).items()):
             rank, alpha = size.split()
             adapt(model, f"{re.escape(name)}$", int(rank), float(alpha))
             layer = model.get_submodule(name)

@@ -2,7 +2,7 @@
 
 `python -m moss_audio.training.align RECIPE DATA OUT --model FOLDER [--letters STATE] [--start STATE] [--resume]`.
 The encoder is frozen; adapter, mergers and language model train on clips and on sentences that are only spelled (see
-`simulate`).
+`simulate`). What else a recipe may name: `conversations`, and `adapting` instead of training the weights themselves.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from moss_audio.model.audio_lm import AudioLM, cut
 from moss_audio.model.encoder import EncoderOutput
 from moss_audio.processor import Inputs, Processor, collate
 from moss_audio.prompts import SPELLED, TRANSCRIBE
+from moss_audio.training import adapting, conversations
 from moss_audio.training.augment import augment
 from moss_audio.training.examples import Chats, Example, Feed, Scenes, Sentences, Source, Texts
 from moss_audio.training.feed import Background
@@ -208,6 +209,8 @@ def train(
             return Chats(source, data)
         if "scenes" in source:
             return Scenes(World(source["scenes"], data, state.parent / "pcm"), float(source["weight"]), n_mels)
+        if "conversations" in source:
+            return conversations.Conversations(source, data, n_mels)
         return Source(source, data, cache, n_mels)
 
     sources = [source_of(source) for source in recipe["sources"]]
@@ -252,8 +255,10 @@ def main() -> None:
         initialise_adapter(model, processor)
     for start in args.start:
         load_weights(start, model)
+    adapting.begin(model, recipe)
     state = args.out / f"{args.recipe.stem}.safetensors"
     train(model, processor, recipe, args.data, state, args.resume)
+    adapting.end(model, state)
 
 
 if __name__ == "__main__":
