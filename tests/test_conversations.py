@@ -89,7 +89,7 @@ USER, ANSWER = {"role": "user", "message_type": "text", "content": "?"}, {"role"
         (json.dumps({"conversation": [USER | {"message_type": "video"}]}), "message_type 'video' of user"),
         (json.dumps({"conversation": [USER, ANSWER | {"message_type": "audio", "content": "a"}]}), "'audio' of assist"),
         (json.dumps({"conversation": [USER | {"content": ""}]}), "content ''; valid"),
-        (json.dumps({"conversation": [USER]}), r"the roles are \['user'\]; valid: at most one system first"),
+        (json.dumps({"conversation": [USER]}), r"the roles are \['user'\]; valid: at most one system,"),
         (json.dumps({"conversation": [USER], "truth": 1}), "`truth` is not an object"),
     ],
 )

@@ -176,4 +176,4 @@ def _check_order(turns: Sequence[Turn], at: str) -> None:
     roles = [role for role, _ in groupby(turn.role for turn in turns)]
     talk = roles[1:] if roles[0] == "system" else roles
     if not talk or len(talk) % 2 or talk != ["user", "assistant"] * (len(talk) // 2):
-        raise PromptError(f"{at}: the roles are {roles}; valid: at most one system first, then user and assistant in turn")
+        raise PromptError(f"{at}: the roles are {roles}; valid: at most one system, then user and assistant in turn")
