@@ -33,7 +33,8 @@ def test_a_scene_is_drawn_written_and_told(tmp_path, monkeypatch, capsys):
 
 def test_lanes_are_speakers_sounds_and_what_is_behind(monkeypatch):
     said = Event("speech", 0.0, 1.0, "speech", -20.0, {"speaker": "ann", "gender": "female"})
-    events = (said, Event("speech", 1.0, 2.0, "speech", -20.0, {"gender": "male"}), Event("siren", 2, 3, "sound", 0, {}))
+    man = Event("speech", 1.0, 2.0, "speech", -20.0, {"gender": "male"})
+    events = (said, man, Event("siren", 2, 3, "sound", 0, {}))
     drawn = []
     monkeypatch.setattr(plot, "draw_events", lambda samples, events, path: drawn.extend(events))
     plot.draw_scene(Scene(np.zeros(4 * SAMPLE_RATE, np.float32), events, "rain"), "out.png")
