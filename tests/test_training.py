@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 torch = pytest.importorskip("torch")
 
 from tiny import LLAMA  # noqa: E402
+from toys import tiny_processor  # noqa: E402
 
 from moss_audio.audio import load_audio, log_mel  # noqa: E402
 from moss_audio.config import LETTERS, ModelConfig  # noqa: E402
@@ -20,8 +21,6 @@ from moss_audio.data.punctuate import restore, sentence, windows  # noqa: E402
 from moss_audio.data.speak import four_grams, spoken_texts  # noqa: E402
 from moss_audio.model.audio_lm import AudioLM  # noqa: E402
 from moss_audio.model.encoder import EncoderOutput  # noqa: E402
-from moss_audio.processor import Processor, ProcessorConfig  # noqa: E402
-from moss_audio.tokenizer import Tokenizer  # noqa: E402
 from moss_audio.training import align, letters  # noqa: E402
 from moss_audio.training.augment import augment, mask, mix, warp  # noqa: E402
 from moss_audio.training.examples import Example, Texts  # noqa: E402
@@ -61,8 +60,7 @@ def model():
 
 @pytest.fixture
 def processor(byte_tokenizer):
-    config = ProcessorConfig(80, True, audio_token_id=263, audio_start_id=264, audio_end_id=265)
-    return Processor(Tokenizer.load(byte_tokenizer), config, 80)
+    return tiny_processor(byte_tokenizer)
 
 
 RECIPE = {

@@ -34,7 +34,9 @@ def tiny_config() -> ModelConfig:
 
 def tiny_processor(tokenizer: Path) -> Processor:
     config = ProcessorConfig(80, True, audio_token_id=263, audio_start_id=264, audio_end_id=265)
-    return Processor(Tokenizer.load(tokenizer), config, 80)
+    processor = Processor(Tokenizer.load(tokenizer), config, 80)
+    processor.pieces = tuple(f" {letter}" for letter in "abcdefg")  # as many as `LLAMA` has
+    return processor
 
 
 def write_tones(path: Path, *hertz: float, seconds: float = 0.1) -> None:
