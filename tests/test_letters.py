@@ -22,10 +22,11 @@ def proposal(heard: str, answer: str, n_tokens: int = 200) -> str:
 
 
 def test_a_prompt_quotes_the_pieces_where_there_are_some_and_the_letters_otherwise():
-    assert spelling(letter_head("helo wurld"), LETTERS) == "helo wurld"
+    assert spelling(letter_head("helo wurld"), LETTERS).quoted == "helo wurld"
     ids = np.array([0, 2, 2, 0, 1, 1, 3, 0, 3, 0])
-    assert spelling(letter_head("helo"), LETTERS, ids, (" world", " hello", "ly")) == "hello worldlyly"
-    assert spelling(letter_head("helo"), LETTERS, np.zeros(4, np.int64), (" a",)) == ""
+    both = spelling(letter_head("helo"), LETTERS, ids, (" world", " hello", "ly"))
+    assert both.best == "hello worldlyly" and both.quoted == "hello worldlyly / helo"
+    assert spelling(np.zeros((4, 29), np.float32), LETTERS, np.zeros(4, np.int64), (" a",)).quoted == ""
 
 
 def test_greedy_words_merge_repeats_drop_blanks_and_tell_the_time():

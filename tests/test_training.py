@@ -25,7 +25,7 @@ from moss_audio.training import align, letters  # noqa: E402
 from moss_audio.training.augment import augment, mask, mix, warp  # noqa: E402
 from moss_audio.training.examples import Example, Texts  # noqa: E402
 from moss_audio.training.loop import Plan, fit, load_weights  # noqa: E402
-from moss_audio.training.simulate import LetterBank  # noqa: E402
+from moss_audio.training.simulate import LetterBank, garble  # noqa: E402
 from moss_audio.training.spelling import PieceSpeller, greedy_text, letter_ids, spell  # noqa: E402
 
 TEXTS = ("a cab", "bad bee", "see a dad", "abc", "do be", "cab")
@@ -176,6 +176,14 @@ def test_pieces_are_learned_beside_letters(data, tmp_path):
     assert log[-1]["loss"] < log[0]["loss"] and "dev_wer_pieces" in log[-1]
     changed = {name for name, tensor in encoder.state_dict().items() if not torch.equal(tensor, before[name])}
     assert "piece_head.mix.weight" in changed and "piece_head.pieces.weight" not in changed
+
+
+def test_words_err_as_the_piece_head_errs():
+    rng, text = np.random.default_rng(0), "the fury of the sea was over before night came"
+    assert garble(text, rng, 0.0) == text
+    wrong = [garble(text, rng, 0.6, ["nigh", "night", "over", "sea", "see", "the"]).split() for _ in range(50)]
+    assert min(map(len, wrong)) < 10 and any("furyury" in words for words in wrong)
+    assert any("see" in words for words in wrong) and all(text.split() != words for words in wrong)
 
 
 def test_plain_texts_are_learned_whole_and_the_last_lines_stay_apart(model, processor, data, monkeypatch):

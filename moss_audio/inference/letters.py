@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -44,17 +44,32 @@ def greedy_words(logprobs: np.ndarray, letters: str) -> tuple[Word, ...]:
     return tuple(words)
 
 
+class Spelling(NamedTuple):
+    """What the heads make of some frames: the letter head's spelling, and the piece head's words if there is one."""
+
+    letters: str
+    words: str | None = None
+
+    @property
+    def quoted(self) -> str:
+        """As a prompt quotes it: words are surer, letters tell of names and of words that were left out."""
+        return f"{self.words} / {self.letters}" if self.words is not None and self.letters else self.best
+
+    @property
+    def best(self) -> str:
+        """The surer of the two."""
+        return self.letters if self.words is None else self.words
+
+
 def spelling(
     letter_logprobs: np.ndarray, letters: str, piece_ids: np.ndarray | None = None, pieces: Sequence[str] = ()
-) -> str:
-    """What the heads make of some frames, as a prompt quotes it: the piece head's words, else the letter head's.
-
-    `piece_ids [E]` are outputs of the piece head, blank 0, whose output i spells `pieces[i - 1]`.
-    """
+) -> Spelling:
+    """Read both heads. `piece_ids [E]` are outputs of the piece head, blank 0; output i spells `pieces[i - 1]`."""
+    rough = " ".join(word.text for word in greedy_words(letter_logprobs, letters))
     if piece_ids is None:
-        return " ".join(word.text for word in greedy_words(letter_logprobs, letters))
+        return Spelling(rough)
     changed = np.flatnonzero(np.diff(piece_ids, prepend=0))
-    return " ".join("".join(pieces[i - 1] for i in piece_ids[changed] if i).split())
+    return Spelling(rough, " ".join("".join(pieces[i - 1] for i in piece_ids[changed] if i).split()))
 
 
 MIN_CONFIDENCE = 0.66

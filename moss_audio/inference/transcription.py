@@ -12,7 +12,7 @@ from moss_audio.audio import SAMPLE_RATE, log_mel
 from moss_audio.inference.generate import FinishReason, TokenEvent, Usage, collect, generate, split_reasoning
 from moss_audio.inference.guide import LetterGuide
 from moss_audio.inference.hotwords import HotwordBias, with_hotwords
-from moss_audio.inference.letters import LetterDraft, forced_alignment, is_silent, spelling
+from moss_audio.inference.letters import LetterDraft, Spelling, forced_alignment, is_silent, spelling
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.inference.search import beam_search
 from moss_audio.inference.voice import Voice, is_spoken
@@ -57,7 +57,7 @@ class Prompt:
 
     inputs: Inputs
     audio: AudioEmbeds
-    spelled: str = ""
+    spelled: Spelling | None = None
 
 
 def listen(backend: Backend, processor: Processor, clips: Sequence[np.ndarray], question: str) -> Prompt:
@@ -66,10 +66,10 @@ def listen(backend: Backend, processor: Processor, clips: Sequence[np.ndarray], 
     Where the checkpoint has a letter head, its spelling is part of the question, as it was in training.
     """
     mels = [log_mel(samples, backend.config.audio.n_mels) for samples in clips]
-    audio, spelled = backend.encode_audio(mels), ""
+    audio, spelled = backend.encode_audio(mels), None
     if audio.letter_logprobs is not None:
         spelled = spelling(audio.letter_logprobs, backend.config.audio.letters, audio.piece_ids, processor.pieces)
-        question = SPELLED.format(question=question, letters=spelled)
+        question = SPELLED.format(question=question, letters=spelled.quoted)
     return Prompt(processor.encode([Message.of("user", *map(MelPart, mels), question)]), audio, spelled)
 
 
@@ -110,7 +110,8 @@ def write(
         return
     inputs, audio = heard.prompt.inputs, heard.prompt.audio
     logprobs, letters = audio.letter_logprobs, backend.config.audio.letters
-    draft = LetterDraft(heard.prompt.spelled, letters, tokenizer) if logprobs is not None else None
+    spelled = heard.prompt.spelled
+    draft = LetterDraft(spelled.best, letters, tokenizer) if spelled is not None else None
     most = SPARE_TOKENS + int(TOKENS_PER_SECOND * (1 + heard.timed) * heard.duration)
     params = replace(params, max_new_tokens=min(params.max_new_tokens, most))
     n_beams = max(params.n_beams, TRANSCRIPT_BEAMS) if heard.hotwords else params.n_beams

@@ -70,7 +70,7 @@ def _hear(model: MossAudio, messages: Sequence[Message]) -> tuple[list[Message],
             if n_frames:
                 here = slice(frame, frame + n_frames)
                 pieces = None if audio.piece_ids is None else audio.piece_ids[here]
-                words = spelling(audio.letter_logprobs[here], config.letters, pieces, model.processor.pieces)
+                words = spelling(audio.letter_logprobs[here], config.letters, pieces, model.processor.pieces).quoted
                 parts = _spelled(parts, words)
             frame += n_frames
         rendered.append(Message(message.role, tuple(parts)))

@@ -22,7 +22,7 @@ from moss_audio.config import LETTERS
 from moss_audio.data.manifest import MelStore
 from moss_audio.data.speak import four_grams
 from moss_audio.evaluation.metrics import ErrorRate
-from moss_audio.inference.letters import spelling
+from moss_audio.inference.letters import Spelling, spelling
 from moss_audio.messages import MelPart, Message
 from moss_audio.model.audio_lm import AudioLM, cut
 from moss_audio.model.encoder import EncoderOutput
@@ -36,7 +36,7 @@ from moss_audio.training.letters import MEL_MULTIPLE
 from moss_audio.training.loop import Plan, compile_layers, fit, load_weights
 from moss_audio.training.processes import processes
 from moss_audio.training.scenes import World
-from moss_audio.training.simulate import LetterBank
+from moss_audio.training.simulate import LetterBank, garble
 from moss_audio.training.spelling import letter_ids, spell
 
 TOKEN_MULTIPLE = 32
@@ -115,10 +115,7 @@ class Reader:
                 continue
             spelled = example.spelled
             if example.mel is not None:
-                spelled = next(spellings)
-                if self.bank is not None:
-                    wrong = self.bank.misspell(letter_ids(spelled), rng, float(rng.uniform(0, error_rate)))
-                    spelled = "".join(LETTERS[i - 1] for i in wrong)
+                spelled = self._altered(next(spellings), rng, float(rng.uniform(0, error_rate))).quoted
             turns = [self._ask(example.mel, example.question, spelled), Message.of("assistant", example.answer)]
             if example.mel is None and not spelled:
                 turns = []  # plain chat: its one turn is in `more`
@@ -137,7 +134,15 @@ class Reader:
         ids = np.array(self.processor.tokenizer.encode(text), np.int64)
         return Inputs(ids, np.zeros(len(ids), bool), np.arange(len(ids)) > 0, ())
 
-    def _spelled(self, heard: EncoderOutput) -> list[str]:
+    def _altered(self, spelled: Spelling, rng: np.random.Generator, error_rate: float) -> Spelling:
+        """More of the errors that heads make on voices that they were not trained on."""
+        if self.bank is None:
+            return spelled
+        wrong = self.bank.misspell(letter_ids(spelled.letters), rng, error_rate)
+        words = None if spelled.words is None else garble(spelled.words, rng, error_rate)
+        return Spelling("".join(LETTERS[i - 1] for i in wrong), words)
+
+    def _spelled(self, heard: EncoderOutput) -> list[Spelling]:
         """What the encoder's heads make of each clip."""
         assert heard.letter_logprobs is not None
         letters, lengths = heard.letter_logprobs.float().numpy(force=True), heard.lengths.tolist()
@@ -162,7 +167,7 @@ class Reader:
         with torch.autocast(self.device.type, torch.bfloat16):
             heard = self.hear(mels)
             spellings = self._spelled(heard)
-            asked = [self._ask(mel, TRANSCRIBE, spelled) for mel, spelled in zip(mels, spellings, strict=True)]
+            asked = [self._ask(mel, TRANSCRIBE, spelled.quoted) for mel, spelled in zip(mels, spellings, strict=True)]
             batch = collate([self.processor.encode([message]) for message in asked], pad_id=0)
             ids, audio_mask, lengths = self._here(batch.input_ids, batch.audio_mask, batch.lengths)
             stop = self.processor.turn_end
@@ -204,7 +209,7 @@ def train(
         if "plain" in source:
             return Texts(source, data)
         if "texts" in source:
-            return Sentences(source, data, forbidden, bank)
+            return Sentences(source, data, forbidden, bank, bool(processor.pieces))
         if "chats" in source:
             return Chats(source, data)
         if "scenes" in source:

@@ -18,11 +18,12 @@ import torch
 from moss_audio.audio import log_mel
 from moss_audio.data.manifest import MelStore, Row, held_out, read_manifest
 from moss_audio.data.punctuate import sentence
+from moss_audio.inference.letters import Spelling
 from moss_audio.model.encoder import Encoder
 from moss_audio.prompts import TRANSCRIBE
 from moss_audio.training.augment import augment, mask
 from moss_audio.training.scenes import World, ask
-from moss_audio.training.simulate import LetterBank
+from moss_audio.training.simulate import LetterBank, garble
 from moss_audio.training.spelling import greedy_text, letter_ids, spell
 from moss_audio.training.splice import WordPool
 
@@ -133,13 +134,16 @@ class Source:
 
 
 class Sentences:
-    """Sentences that are only spelled, through a `LetterBank`."""
+    """Sentences that are only spelled: by a `LetterBank`, and where there is a piece head, as `garble` has it err."""
 
-    def __init__(self, recipe: Mapping[str, Any], data: Path, forbidden: set[str], bank: LetterBank) -> None:
+    def __init__(
+        self, recipe: Mapping[str, Any], data: Path, forbidden: set[str], bank: LetterBank, pieces: bool = False
+    ) -> None:
         lines = (data / recipe["texts"]).read_text(encoding="utf-8").splitlines()
         self.weight, self.bank, self.error_rate = float(recipe["weight"]), bank, float(recipe["error_rate"])
         self.lines = [line for line in lines if (words := (spell(line) or "").split()) and 2 < len(words) < 60
                       and not any(" ".join(words[i : i + 4]) in forbidden for i in range(len(words) - 3))]  # fmt: skip
+        self.words = sorted({word for line in self.lines for word in (spell(line) or "").split()}) if pieces else []
 
     def draw(self, rng: np.random.Generator, noise: Sequence[MelStore], noise_rate: float) -> Example:
         """One sentence, at most 26 words of it, spelled with errors."""
@@ -149,8 +153,10 @@ class Sentences:
         start = int(rng.integers(0, max(1, len(words) - length + 1)))
         answer = sentence(words[start : start + length])
         ids = self.bank.misspell(letter_ids(spell(answer) or ""), rng, float(rng.uniform(0, self.error_rate)))
-        spelled = greedy_text(torch.from_numpy(self.bank.spell(ids, rng)))
-        return Example(str(rng.choice(TRANSCRIBE_WORDINGS)), answer, spelled=spelled)
+        letters = greedy_text(torch.from_numpy(self.bank.spell(ids, rng)))
+        words = garble(spell(answer) or "", rng, float(rng.uniform(0, 2 * self.error_rate)), self.words)
+        spelled = Spelling(letters, words if self.words else None)
+        return Example(str(rng.choice(TRANSCRIBE_WORDINGS)), answer, spelled=spelled.quoted)
 
 
 class Texts:

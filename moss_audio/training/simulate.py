@@ -7,6 +7,7 @@ followed by the same letter. Errors are drawn from what the head itself confuses
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -62,3 +63,24 @@ class LetterBank:
             if pool:
                 pieces.append(pool[rng.integers(len(pool))])
         return np.concatenate(pieces).astype(np.float32)
+
+
+def garble(text: str, rng: np.random.Generator, rate: float, words: Sequence[str] = ()) -> str:
+    """`text` with about `rate` of its words wrong as a piece head gets them wrong.
+
+    They are left out, cut short, doubled at the end (two ways to cut a word, one behind the other: "furyury"), or
+    exchanged for a neighbour in the sorted `words`, if there are any.
+    """
+    out = []
+    for word in text.split():
+        kind = rng.random() / rate if rate else 1.0
+        if kind < 0.3:
+            continue
+        if kind < 0.5:
+            word = word[: -(-2 * len(word) // 3)]
+        elif kind < 0.7:
+            word += word[-3:]
+        elif kind < 1 and words:
+            word = words[min(len(words) - 1, max(0, bisect_left(words, word) + int(rng.integers(-4, 5))))]
+        out.append(word)
+    return " ".join(out)
