@@ -77,10 +77,14 @@ class FakeBackend:
         letters = self.letter_logprobs(mels) if self.letter_logprobs else None
         return AudioEmbeds(np.zeros((n_frames, 8)), np.zeros((1, n_frames, 8)), letters)
 
-    def prefill(self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: AudioEmbeds | None):
+    def prefill(
+        self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: AudioEmbeds | None, n_logits: int = 1
+    ) -> tuple[FakeCache, np.ndarray]:
         assert (audio is not None) == bool(audio_mask.any())
-        self.n_prompt = len(input_ids)
-        return FakeCache(input_ids.tolist()), self.score([])
+        ids = input_ids.tolist()
+        self.n_prompt = len(ids) - n_logits + 1
+        ends = range(self.n_prompt, len(ids) + 1)
+        return FakeCache(ids), np.stack([self.score(ids[self.n_prompt : end]) for end in ends])
 
     def decode(self, cache: FakeCache, input_ids: np.ndarray) -> np.ndarray:
         self.passes += 1

@@ -37,9 +37,11 @@ class Saying(FakeBackend):
         super().__init__(lambda emitted: np.zeros(VOCAB))
         self.says, self.delay, self.prompts = [*text.encode(), END], delay, 0
 
-    def prefill(self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: Any) -> tuple[FakeCache, np.ndarray]:
+    def prefill(
+        self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: Any, n_logits: int = 1
+    ) -> tuple[FakeCache, np.ndarray]:
         self.prompts += 1
-        return FakeCache([]), self._next(0)
+        return FakeCache([]), self._next(0)[None]
 
     def decode(self, cache: FakeCache, input_ids: np.ndarray) -> np.ndarray:
         time.sleep(self.delay)

@@ -62,14 +62,14 @@ def test_normalise_spells_as_the_head_does():
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ("What", " do I hea seeck and ye shal find it"),
-        ("What do I hear", " seeck and ye shal find it"),
-        ("What do I hear?", " Seeck and ye shal find it"),
-        ("What do I hear? ", "Seeck and ye shal find it"),
-        ("What do I hear? Seek and", " ye shal find it"),
-        ("What do I hear? Seek and you will f", "ind it"),
-        ("Well, what do I really hear? Seek and", " ye shal find it"),  # words that the head missed
-        ("What do I hear? And ye shall", " find it"),  # a word that the model left out
+        ("What", " do I hea seeck and ye shal find it."),
+        ("What do I hear", " seeck and ye shal find it."),
+        ("What do I hear?", " Seeck and ye shal find it."),
+        ("What do I hear? ", "Seeck and ye shal find it."),
+        ("What do I hear? Seek and", " ye shal find it."),
+        ("What do I hear? Seek and you will f", "ind it."),
+        ("Well, what do I really hear? Seek and", " ye shal find it."),  # words that the head missed
+        ("What do I hear? And ye shall", " find it."),  # a word that the model left out
         ("What do I hear? Seek and ye shall find it.", ""),
     ],
 )
@@ -79,14 +79,14 @@ def test_draft_goes_on_where_the_answer_is(answer, expected):
 
 def test_draft_keeps_its_place_as_the_answer_grows_and_forgets_another_answer():
     draft = LetterDraft(HEARD, LETTERS, TOKENIZER, 4)
-    steps = [("What", " do "), ("What do I", " hea"), ("What do I hear? Seek", " and"), ("What", " do ")]
+    steps = [("What", " do "), ("What do I", " hea see"), ("What do I hear? Seek", " and"), ("What", " do ")]
     for answer, expected in steps:
         assert TOKENIZER.decode(draft(TOKENIZER.encode(answer))) == expected
 
 
 def test_draft_says_each_of_repeated_words_in_turn():
-    assert proposal("to be or not to be that is", "To be or not to be") == " that is"
-    assert proposal("to be or not to be that is", "To be") == " or not to be that is"
+    assert proposal("to be or not to be that is", "To be or not to be") == " that is."
+    assert proposal("to be or not to be that is", "To be") == " or not to be that is."
 
 
 def test_draft_saves_passes_and_changes_nothing():

@@ -75,8 +75,8 @@ def test_logits_and_greedy_tokens_equal_the_reference(exact, golden, case):
     ids, wanted = golden[f"{case}.input_ids"], golden[f"{case}.logits"]
     audio = exact.encode_audio(mels_of(golden, case))
     cache, last = exact.prefill(ids, ids == AUDIO_ID, audio)
-    assert last.shape == (320,) and last.dtype == np.float32 and cache.length == len(ids)
-    assert relative(last, wanted[-1]) < 1e-4
+    assert last.shape == (1, 320) and last.dtype == np.float32 and cache.length == len(ids)
+    assert relative(last, wanted[-1:]) < 1e-4
     assert greedy(exact, cache, last, 24) == list(golden[f"{case}.greedy"])
 
 
@@ -87,7 +87,7 @@ def test_every_position_equals_the_reference(exact, golden):
     cache, last = exact.prefill(ids[:first_text], ids[:first_text] == AUDIO_ID, audio)
     rest = exact.decode(cache, ids[first_text:])
     assert rest.shape == (len(ids) - first_text, 320)
-    assert relative(np.vstack([last[None], rest]), wanted[first_text - 1 :]) < 1e-4
+    assert relative(np.vstack([last, rest]), wanted[first_text - 1 :]) < 1e-4
 
 
 def test_chunks_in_small_batches_equal_all_at_once(exact, golden, monkeypatch):
@@ -101,8 +101,16 @@ def test_chunks_in_small_batches_equal_all_at_once(exact, golden, monkeypatch):
 def test_a_prompt_read_in_pieces_equals_the_whole(exact, golden, monkeypatch):
     monkeypatch.setattr(module, "PREFILL_TOKENS", 7)
     cache, last = read(exact, golden, "two")
-    assert relative(last, golden["two.logits"][-1]) < 1e-4
+    assert relative(last[0], golden["two.logits"][-1]) < 1e-4
     assert greedy(exact, cache, last, 8) == list(golden["two.greedy"][:8])
+
+
+@pytest.mark.parametrize("piece", [5, 7, 512])
+def test_the_last_logits_of_a_prompt_however_it_is_read(exact, golden, monkeypatch, piece):
+    monkeypatch.setattr(module, "PREFILL_TOKENS", piece)
+    ids = golden["two.input_ids"]
+    _, rows = exact.prefill(ids, ids == AUDIO_ID, exact.encode_audio(mels_of(golden, "two")), n_logits=6)
+    assert relative(rows, golden["two.logits"][-6:]) < 1e-4
 
 
 def test_rejected_drafts_leave_no_trace(exact, golden):

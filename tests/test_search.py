@@ -54,9 +54,9 @@ class Biased:
         self.likes, self.end = [*TOKENIZER.encode(text), END], end
         self.config = FakeBackend(uniform, max_positions).config
 
-    def prefill(self, input_ids, audio_mask, audio):
+    def prefill(self, input_ids, audio_mask, audio, n_logits=1):
         self.steps = 0
-        return object(), self._row(0)
+        return object(), self._row(0)[None]
 
     def decode_beams(self, cache, input_ids, parents):
         self.steps += 1

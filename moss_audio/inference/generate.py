@@ -148,9 +148,12 @@ def _tokens(
     allowed: Allowed | None,
 ) -> Iterator[tuple[int, float]]:
     """The model's own tokens without end, with their log-probabilities; the caller decides when to stop."""
-    sampler, emitted, proposal = Sampler(params), list[int](), list[int]()
-    cache, logits = backend.prefill(inputs.input_ids, inputs.audio_mask, audio)
-    rows = logits[None]
+    sampler, emitted = Sampler(params), list[int]()
+    draft = draft if params.temperature == 0 else None
+    proposal = draft(emitted)[: budget - 1] if draft is not None else []
+    ids = np.concatenate([inputs.input_ids, np.array(proposal, np.int64)])  # the first draft is read with the prompt
+    mask_of_audio = np.concatenate([inputs.audio_mask, np.zeros(len(proposal), bool)])
+    cache, rows = backend.prefill(ids, mask_of_audio, audio, 1 + len(proposal))
     while True:
         accepted = 0
         for row in rows:
@@ -164,7 +167,7 @@ def _tokens(
             accepted += 1
         if accepted < len(proposal):
             backend.rewind(cache, cache.length - (len(proposal) - accepted))
-        if draft is not None and params.temperature == 0:
+        if draft is not None:
             proposal = draft(emitted)[: budget - len(emitted) - 1]
         rows = backend.decode(cache, np.array([emitted[-1], *proposal], dtype=np.int64))
 

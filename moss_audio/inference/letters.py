@@ -95,12 +95,14 @@ class LetterDraft:
     """Proposes the next tokens of a transcript from what the heads spelled; `generate` verifies them.
 
     The answer so far is aligned with the head's text by edit distance, one row of the table a character, so that the
-    place survives misspellings, skipped words and added ones. At most `n_tokens` are proposed.
+    place survives misspellings, skipped words and added ones. At most `n_tokens` are proposed, twice as many after a
+    proposal that was right to its end, up to four times. Where the text ends, so does the last sentence.
     """
 
     def __init__(self, spelled: str, letters: str, tokenizer: Tokenizer, n_tokens: int = 8) -> None:
         self.text = spelled
         self._letters, self._tokenizer, self._n_tokens = letters, tokenizer, n_tokens
+        self._size, self._proposed, self._emitted = n_tokens, list[int](), 0
         self._codes = np.frombuffer(self.text.encode("utf-32-le"), dtype=np.uint32)
         self._columns = np.arange(len(self.text) + 1)
         self._row = self._columns  # edits between what was read of the answer and text[:column]
@@ -110,17 +112,25 @@ class LetterDraft:
         self._unfinished = np.where(word_end, 0.0, 1.5)
 
     def __call__(self, emitted: list[int]) -> list[int]:
+        before = slice(self._emitted, self._emitted + len(self._proposed))
+        right = bool(self._proposed) and emitted[before] == self._proposed
+        self._size = min(2 * self._size, 4 * self._n_tokens) if right else self._n_tokens
+        self._proposed, self._emitted = self._propose(emitted), len(emitted)
+        return self._proposed
+
+    def _propose(self, emitted: list[int]) -> list[int]:
         answer = self._tokenizer.decode(emitted)
         place = self._place(normalise(answer, self._letters))
         rest = self.text[place:]
         if place and not answer[-1].isalnum():  # the word is over, whatever the head has left of it
             rest = " " * (not answer[-1].isspace()) + rest.partition(" ")[2]
-        words = rest.split(" ")[: self._n_tokens]
+        rest += "." if rest.strip() else ""
+        words = rest.split(" ")[: self._size]
         if SENTENCE_END.search(answer.rstrip()):
             first = next((i for i, word in enumerate(words) if word), 0)
             words[first] = words[first].capitalize()
         words = [word.capitalize() if word == "i" or word.startswith("i'") else word for word in words]
-        return self._tokenizer.encode(" ".join(words))[: self._n_tokens] if any(words) else []
+        return self._tokenizer.encode(" ".join(words))[: self._size] if any(words) else []
 
     def _place(self, answer: str) -> int:
         """Letters of the head's text that the normalised answer has used up."""

@@ -65,7 +65,7 @@ def beam_search(
     budget = min(max_new_tokens, room(backend, inputs))
     ends, text, shown = stop_ids(tokenizer), tokenizer.stream(), 0
     cache, logits = backend.prefill(inputs.input_ids, inputs.audio_mask, audio)
-    beams, rows = [Hypothesis((), (), guide.start(), 0.0)], logits[None]
+    beams, rows = [Hypothesis((), (), guide.start(), 0.0)], logits
     finished: list[Hypothesis] = []
     reason: FinishReason = "length"
     for _ in range(budget):

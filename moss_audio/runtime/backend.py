@@ -45,9 +45,12 @@ class Backend(Protocol):
         ...
 
     def prefill(
-        self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: AudioEmbeds | None
+        self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: AudioEmbeds | None, n_logits: int = 1
     ) -> tuple[Cache, np.ndarray]:
-        """Read a prompt, `input_ids [T]` and `audio_mask [T]`. Returns its cache and the last logits `[vocab]`."""
+        """Read a prompt, and the first draft of its answer if there is one: `input_ids [T]` with `audio_mask [T]`.
+
+        Returns the cache and the last logits `[n_logits, vocab]` float32.
+        """
         ...
 
     def decode(self, cache: Cache, input_ids: np.ndarray) -> np.ndarray:

@@ -55,17 +55,17 @@ class TorchBackend:
 
     @torch.inference_mode()
     def prefill(
-        self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: AudioEmbeds | None
+        self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: AudioEmbeds | None, n_logits: int = 1
     ) -> tuple[KVCache, np.ndarray]:
-        """Read a prompt, `input_ids [T]` and `audio_mask [T]`. Returns its cache and the last logits `[vocab]`."""
+        """Read `input_ids [T]` with `audio_mask [T]`. Returns the cache and the last logits `[n_logits, vocab]`."""
         check_audio(audio_mask, audio)
         heard = None
         if audio is not None:
             heard = EncodedAudio(self._tensor(audio.embeds), self._tensor(audio.deepstack), None)
         cache = self.model.new_cache(1, len(input_ids) + FIRST_CAPACITY)
         mask = torch.tensor(audio_mask, device=self.device)[None]
-        logits = self.model.decode(self._ids(input_ids), mask, heard, cache, n_logits=1)
-        return cache, _numpy(logits[0, 0])
+        logits = self.model.decode(self._ids(input_ids), mask, heard, cache, n_logits=n_logits)
+        return cache, _numpy(logits[0])
 
     @torch.inference_mode()
     def decode(self, cache: Cache, input_ids: np.ndarray) -> np.ndarray:

@@ -34,11 +34,11 @@ class Scripted(FakeBackend):
         self.pause = 0.0
         self._script = scripted("")
 
-    def prefill(self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: Any) -> Any:
+    def prefill(self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: Any, n_logits: int = 1) -> Any:
         asked = bytes(int(i) for i in input_ids if 0 <= i < 255).decode(errors="replace")
         answer = SAID if "Transcribe" in asked else EVENTS if "sound events" in asked else ANSWER
         self._script = scripted(answer)
-        return super().prefill(input_ids, audio_mask, audio)
+        return super().prefill(input_ids, audio_mask, audio, n_logits)
 
     def _next(self, emitted: list[int]) -> np.ndarray:
         time.sleep(self.pause)

@@ -131,16 +131,18 @@ class OpenVINOBackend:
         return AudioEmbeds(hidden[0], hidden[1:], letters, pieces)
 
     def prefill(
-        self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: AudioEmbeds | None
+        self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: AudioEmbeds | None, n_logits: int = 1
     ) -> tuple[OpenVINOCache, np.ndarray]:
-        """Read a prompt, `input_ids [T]` and `audio_mask [T]`. Returns its cache and the last logits `[vocab]`."""
+        """Read `input_ids [T]` with `audio_mask [T]`. Returns the cache and the last logits `[n_logits, vocab]`."""
         check_audio(audio_mask, audio)
-        cache, logits, heard = self._new_cache(), np.empty(0), 0
-        for start in range(0, len(input_ids), PREFILL_TOKENS):
-            span = slice(start, start + PREFILL_TOKENS)
+        cache, logits, heard, start = self._new_cache(), np.empty(0), 0, 0
+        while start < len(input_ids):
+            left = len(input_ids) - start
+            span = slice(start, start := start + (left if left < PREFILL_TOKENS + n_logits else PREFILL_TOKENS))
             frames = slice(heard, heard := heard + int(np.count_nonzero(audio_mask[span])))
-            logits = self._run(cache, input_ids[None, span], 1, self._place(audio, frames, audio_mask[span]), FIRST_ROW)
-        return cache, logits[0, 0]
+            placed = self._place(audio, frames, audio_mask[span])
+            logits = self._run(cache, input_ids[None, span], n_logits, placed, FIRST_ROW)
+        return cache, logits[0]
 
     def decode(self, cache: Cache, input_ids: np.ndarray) -> np.ndarray:
         """Append `input_ids [n]` to the conversation and return their logits `[n, vocab]` float32."""
