@@ -16,7 +16,7 @@ from moss_audio.errors import PromptError
 from moss_audio.inference.engine import MossAudio
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.tasks.lessons import align, compare_music, compare_speech
-from moss_audio.tasks.listener import excerpt
+from moss_audio.tasks.listener import loudest
 from moss_audio.tasks.narration import Narrator, urgency
 from moss_audio.tasks.options import read_options
 from moss_audio.tasks.reviewing import key_sentences, match_words, question_of, read_policy
@@ -315,9 +315,9 @@ def test_feedback_on_music_is_measured():
 
 def test_the_loudest_part_is_heard():
     samples = np.concatenate([NOISE * 0.01] * 20 + [NOISE] * 10 + [NOISE * 0.01] * 5)
-    start, part = excerpt(samples)
+    start, part = loudest(samples, 30.0)
     assert abs(start - 60) <= 1 and len(part) == 30 * SAMPLE_RATE
-    assert excerpt(NOISE)[0] == 0.0
+    assert loudest(NOISE, 30.0)[0] == 0.0
 
 
 def test_options_are_checked_by_name_and_value():

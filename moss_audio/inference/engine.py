@@ -17,7 +17,7 @@ from moss_audio.errors import AudioError, PromptError
 from moss_audio.inference import hotwords as hot
 from moss_audio.inference.generate import FinishReason, TokenEvent, Usage, collect, generate
 from moss_audio.inference.generate import split_reasoning as split_reasoning
-from moss_audio.inference.longform import windows
+from moss_audio.inference.longform import MINI_SECONDS, TRAINED_SECONDS, windows
 from moss_audio.inference.passages import Passage, compose
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.inference.transcription import Heard, hear, is_search, listen, write
@@ -119,6 +119,11 @@ class MossAudio:
     def __init__(self, backend: Backend, processor: Processor, voice: Voice | None = None) -> None:
         self.backend, self.processor, self.tokenizer, self.voice = backend, processor, processor.tokenizer, voice
 
+    @property
+    def window_seconds(self) -> float:
+        """The longest clip that is heard at a time; longer recordings are cut."""
+        return MINI_SECONDS if self.backend.config.audio.letters else TRAINED_SECONDS
+
     def transcribe(
         self,
         audio: AudioSource,
@@ -155,7 +160,7 @@ class MossAudio:
         cancelled: Callable[[], bool] | None = None,
         done: Sequence[Passage] = (),
     ) -> Iterator[Passage]:
-        """The passages of `transcribe` as they are written, one for each window of at most 30 s.
+        """The passages of `transcribe` as they are written, one for each window.
 
         `Transcript.of` makes the whole of them. Raises what `transcribe` raises.
         """
@@ -244,7 +249,7 @@ class MossAudio:
         if words and self.backend.config.audio.letters and not is_search(params):
             raise PromptError("hotwords need the search; leave temperature 0, repetition_penalty 1 and stop empty")
         with _open(audio) as recording:
-            for at, samples in windows(recording.blocks, self.voice, start):
+            for at, samples in windows(recording.blocks, self.voice, start, self.window_seconds):
                 if cancelled():  # an empty window says that more would have come
                     yield Heard(at, 0.0, None, ended="cancelled")
                     return

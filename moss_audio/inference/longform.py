@@ -15,9 +15,14 @@ from moss_audio.audio import SAMPLE_RATE
 from moss_audio.inference.voice import CHUNK, Voice
 
 TRAINED_SECONDS = 30.0
-"""The longest clip of training; anything up to it is read whole."""
+"""What released checkpoints hear at a time; anything up to it is read whole."""
 
-WINDOW_SECONDS = 28.0
+MINI_SECONDS = 16.0
+"""The same for a model whose encoder spells: nearly all clips of the Mini's training are shorter."""
+
+MARGIN_SECONDS = 2.0
+"""A window that is cut is shorter than what could be read whole by so much, so that no tiny rest is left."""
+
 PAUSE_SECONDS = 0.3
 """A cut is the middle of the quietest stretch of this length: longer than a stop consonant's closure (~0.1 s)."""
 
@@ -38,13 +43,16 @@ class Window(NamedTuple):
 
 
 def windows(
-    audio: np.ndarray | Iterable[np.ndarray], voice: Voice | None = None, start: float = 0.0
+    audio: np.ndarray | Iterable[np.ndarray],
+    voice: Voice | None = None,
+    start: float = 0.0,
+    seconds: float = TRAINED_SECONDS,
 ) -> Iterator[Window]:
-    """Cut `samples [n]`, or blocks of them, at pauses, from `start` on: windows of at most 30 s, together the whole.
+    """Cut `samples [n]` or blocks of them at pauses, from `start` on: windows of at most `seconds`, together all of it.
 
     Holds no more than a window and a block.
     """
-    longest, window = int(TRAINED_SECONDS * SAMPLE_RATE), int(WINDOW_SECONDS * SAMPLE_RATE)
+    longest, window = int(seconds * SAMPLE_RATE), int((seconds - MARGIN_SECONDS) * SAMPLE_RATE)
     at = skipped = round(start * SAMPLE_RATE)
     held: list[np.ndarray] = []
     n_held = 0

@@ -29,8 +29,8 @@ LEAD_SECONDS = 0.3
 """Kept from before the first voiced chunk, which is often in the middle of a consonant."""
 
 PAUSE_SECONDS = 0.7
-LONGEST_SECONDS = 28.0
-"""An utterance is cut here at the latest: the model reads up to 30 s at once."""
+LONGEST_SECONDS = 15.0
+"""An utterance is cut here at the latest: the Mini reads up to 16 s at once."""
 
 MAX_GAIN = 30.0
 

@@ -9,7 +9,7 @@ import numpy as np
 from moss_audio.audio import SAMPLE_RATE
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.prompts import CHOOSE, DESCRIBE, NOTHING, SUMMARIZE
-from moss_audio.tasks.listener import Listener, excerpt
+from moss_audio.tasks.listener import Listener
 from moss_audio.tasks.options import AskOptions, ChooseOptions, NoOptions, TranscribeOptions
 from moss_audio.tasks.result import Result, Rows, clock
 from moss_audio.transcript import Segment
@@ -17,7 +17,7 @@ from moss_audio.transcript import Segment
 
 @dataclass(frozen=True)
 class TextResult(Result):
-    """Text in parts, one for each window of a recording of over 30 s."""
+    """Text in parts, one for each window of a long recording."""
 
     parts: tuple[Segment, ...]
 
@@ -89,11 +89,11 @@ def ask(listener: Listener, samples: np.ndarray, options: AskOptions) -> TextRes
 
 
 def choose(listener: Listener, samples: np.ndarray, options: ChooseOptions) -> ChooseResult:
-    """One of up to four answers to a question about the loudest 30 s; nothing else can come."""
+    """One of up to four answers to a question about the loudest part; nothing else can come."""
     letters = tuple("ABCD"[: len(options.choices)])
     lines = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, options.choices, strict=True))
-    _, part = excerpt(samples)
-    picked = listener.choose(part, CHOOSE.format(question=options.question, options=lines), letters)
+    question = CHOOSE.format(question=options.question, options=lines)
+    picked = listener.choose(listener.excerpt(samples), question, letters)
     if picked is None:
         return ChooseResult(listener.cost(samples), None, None, 0.0)
     answer = options.choices[letters.index(picked.text)]

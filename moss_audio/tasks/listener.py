@@ -19,7 +19,7 @@ from moss_audio.inference.generate import FinishReason, Usage, generate, room
 from moss_audio.inference.grammar import Options, State
 from moss_audio.inference.grammar_tokens import Constraint, vocabulary
 from moss_audio.inference.letters import is_silent
-from moss_audio.inference.longform import TRAINED_SECONDS, windows
+from moss_audio.inference.longform import windows
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.inference.transcription import SILENCE_PEAK, Prompt, listen, loop_length
 from moss_audio.inference.voice import is_spoken
@@ -47,7 +47,7 @@ class Listener:
 
     def parts(self, samples: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
         """Windows of a recording with their starts in seconds; those in which nothing sounds are left out."""
-        for start, part in windows(samples, self.model.voice):
+        for start, part in windows(samples, self.model.voice, seconds=self.model.window_seconds):
             if self.cancelled():
                 self._reasons.add("cancelled")
                 return
@@ -91,6 +91,10 @@ class Listener:
         self._usage += transcript.usage
         self._reasons.add(transcript.finish_reason)
         return transcript
+
+    def excerpt(self, samples: np.ndarray) -> np.ndarray:
+        """The loudest part that the model can hear at once: for questions whose answer holds for a whole recording."""
+        return loudest(samples, self.model.window_seconds)[1]
 
     def speaks(self, samples: np.ndarray) -> bool:
         """Whether anybody speaks, as far as the model can tell."""
@@ -152,12 +156,12 @@ def sounds(samples: np.ndarray) -> bool:
     return len(samples) > 0 and float(np.abs(samples).max()) >= SILENCE_PEAK
 
 
-def excerpt(samples: np.ndarray) -> tuple[float, np.ndarray]:
-    """The loudest 30 s, with their start in seconds: for questions whose answer holds for the whole recording."""
-    length, step = int(TRAINED_SECONDS * SAMPLE_RATE), SAMPLE_RATE
+def loudest(samples: np.ndarray, seconds: float) -> tuple[float, np.ndarray]:
+    """The loudest whole `seconds` of a recording, with their start."""
+    length, step = int(seconds) * SAMPLE_RATE, SAMPLE_RATE
     if len(samples) <= length:
         return 0.0, samples
     energy = np.array([float(np.square(samples[i : i + step]).sum()) for i in range(0, len(samples), step)])
-    total = np.convolve(energy, np.ones(int(TRAINED_SECONDS)), "valid")
+    total = np.convolve(energy, np.ones(int(seconds)), "valid")
     start = min(int(total.argmax()) * step, len(samples) - length)
     return start / SAMPLE_RATE, samples[start : start + length]

@@ -9,9 +9,12 @@ import numpy as np
 from moss_audio import signal
 from moss_audio.inference.grammar import array, integer, json_object, one_of, string
 from moss_audio.prompts import DESCRIBE_MUSIC
-from moss_audio.tasks.listener import Listener, excerpt, sounds
+from moss_audio.tasks.listener import Listener, loudest, sounds
 from moss_audio.tasks.options import NoOptions
 from moss_audio.tasks.result import Result, Rows
+
+MEASURED_SECONDS = 30.0
+"""What tempo and key are measured on: the loudest part of this length."""
 
 TEMPI = ("slow", "moderate", "fast")
 
@@ -41,7 +44,7 @@ class Music:
 
 @dataclass(frozen=True)
 class MusicResult(Result):
-    """`heard` is the model's answer about the loudest 30 s, None where nothing sounds.
+    """`heard` is the model's answer about the loudest part, None where nothing sounds.
 
     `measured_tempo` and `measured_key` come from the signal of that part, and are None where there is no beat or no
     tone. Where the two differ, the measure is the surer one: the Mini hears tempo and key by guess.
@@ -67,9 +70,9 @@ class MusicResult(Result):
 
 def music(listener: Listener, samples: np.ndarray, options: NoOptions) -> MusicResult:
     """The model's account of the music and the signal's."""
-    _, part = excerpt(samples)
+    _, part = loudest(samples, MEASURED_SECONDS)
     if not sounds(part):
         return MusicResult(listener.cost(samples), None, None, None)
-    fields = listener.fill(part, DESCRIBE_MUSIC, _MUSIC)
+    fields = listener.fill(listener.excerpt(part), DESCRIBE_MUSIC, _MUSIC)
     heard = Music(**{**fields, "instruments": tuple(fields["instruments"])}) if fields else None
     return MusicResult(listener.cost(samples), heard, signal.tempo(part), signal.key(part))

@@ -10,7 +10,7 @@ import numpy as np
 from moss_audio.audio import SAMPLE_RATE
 from moss_audio.inference.grammar import json_object, one_of, string
 from moss_audio.prompts import CAPTION_FIELDS, CAPTION_SPEECH, CONVERSE, CONVERSE_FIELDS, EMOTION, EMOTIONS
-from moss_audio.tasks.listener import Listener, excerpt
+from moss_audio.tasks.listener import Listener
 from moss_audio.tasks.options import NoOptions
 from moss_audio.tasks.result import Result, Rows
 
@@ -44,7 +44,7 @@ class Speaker:
 
 @dataclass(frozen=True)
 class SpeakerResult(Result):
-    """The speaker of the loudest 30 s, or None where nobody speaks."""
+    """The speaker of the loudest part, or None where nobody speaks."""
 
     speaker: Speaker | None
 
@@ -93,7 +93,7 @@ class Request:
 
 @dataclass(frozen=True)
 class ConverseResult(Result):
-    """The request in the loudest 30 s of a call, or None where nobody speaks."""
+    """The request in the loudest part of a call, or None where nobody speaks."""
 
     request: Request | None
 
@@ -106,7 +106,7 @@ class ConverseResult(Result):
 
 def speaker(listener: Listener, samples: np.ndarray, options: NoOptions) -> SpeakerResult:
     """Thirteen fields about the speaker."""
-    fields = listener.fill(excerpt(samples)[1], CAPTION_SPEECH, _CAPTION, speech=True)
+    fields = listener.fill(listener.excerpt(samples), CAPTION_SPEECH, _CAPTION, speech=True)
     return SpeakerResult(listener.cost(samples), Speaker(**fields) if fields else None)
 
 
@@ -125,7 +125,7 @@ def emotion(listener: Listener, samples: np.ndarray, options: NoOptions) -> Emot
 
 def converse(listener: Listener, samples: np.ndarray, options: NoOptions) -> ConverseResult:
     """What the caller wants, how they feel, what sounds behind them, and how urgent it is."""
-    fields = listener.fill(excerpt(samples)[1], CONVERSE, _REQUEST, speech=True)
+    fields = listener.fill(listener.excerpt(samples), CONVERSE, _REQUEST, speech=True)
     return ConverseResult(listener.cost(samples), Request(**fields) if fields else None)
 
 
