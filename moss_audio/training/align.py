@@ -164,7 +164,8 @@ class Reader:
     @torch.no_grad()
     def transcribe(self, mels: Sequence[np.ndarray], max_new_tokens: int = 120) -> list[str]:
         """Greedy transcripts of several clips at a time."""
-        with torch.autocast(self.device.type, torch.bfloat16):
+        eager = torch.compiler.set_stance("force_eager")  # a cache grows token by token: each would be compiled anew
+        with eager, torch.autocast(self.device.type, torch.bfloat16):
             heard = self.hear(mels)
             spellings = self._spelled(heard)
             asked = [self._ask(mel, TRANSCRIBE, spelled.quoted) for mel, spelled in zip(mels, spellings, strict=True)]
