@@ -6,14 +6,14 @@ import itertools
 
 import numpy as np
 import pytest
-from fakes import ByteTokenizer, FakeBackend, letter_head, uniform
+from fakes import ByteTokenizer, FakeBackend, letter_head, scripted, uniform
 
 from moss_audio.config import LETTERS
 from moss_audio.errors import BackendError, PromptError
 from moss_audio.inference.generate import collect, stop_ids
 from moss_audio.inference.guide import LetterGuide
 from moss_audio.inference.letters import LetterDraft
-from moss_audio.inference.search import beam_search
+from moss_audio.inference.search import beam_search, guided_search
 from moss_audio.processor import Inputs
 from moss_audio.runtime.backend import AudioEmbeds
 from moss_audio.runtime.select import load_backend
@@ -75,6 +75,35 @@ def search(backend, heard, n_beams=4, max_new_tokens=60, cancelled=lambda: False
     audio = AudioEmbeds(np.zeros((0, 1)), np.zeros((0, 0, 1)), logprobs)
     guide, draft = LetterGuide(logprobs, LETTERS, TOKENIZER), LetterDraft(heard, LETTERS, TOKENIZER)
     return list(beam_search(backend, TOKENIZER, inputs, audio, guide, draft, n_beams, max_new_tokens, cancelled))
+
+
+def guided(backend, heard, max_new_tokens=60, cancelled=lambda: False):
+    logprobs = letter_head(heard)
+    inputs = Inputs(np.zeros(3, np.int64), np.zeros(3, bool), np.zeros(3, bool), ())
+    guide, draft = LetterGuide(logprobs, LETTERS, TOKENIZER), LetterDraft(heard, LETTERS, TOKENIZER)
+    return list(guided_search(backend, TOKENIZER, inputs, None, guide, draft, max_new_tokens, cancelled))
+
+
+def test_one_text_is_written_in_few_passes_and_with_the_letters():
+    said, heard = "a bad cab had a dad.", "a bad cab hat a dad"
+    backend = FakeBackend(scripted(said))
+    text, reason, usage = collect(guided(backend, heard))
+    assert (text, reason, usage.completion_tokens) == (said, "stop", len(said) + 1)
+    assert backend.passes < len(said) / 2
+    assert collect(guided(FakeBackend(scripted("a bad cab")), heard, max_new_tokens=4))[:2] == ("a ba", "length")
+    assert collect(guided(FakeBackend(scripted(said)), heard, cancelled=lambda: True))[1] == "cancelled"
+
+
+def test_letters_overrule_a_model_that_is_not_sure():
+    def unsure(emitted):  # likes "mad" a little better than "bad"
+        row = np.full(260, -8.0, np.float32)
+        text = bytes(emitted).decode()
+        for likely, score in (("a mad cab.", 1.0), ("a bad cab.", 0.5)):
+            if likely.startswith(text):
+                row[likely.encode()[len(text)] if len(text) < len(likely) else END] = score
+        return row
+
+    assert collect(guided(FakeBackend(unsure), "a bad cab"))[0] == "a bad cab."
 
 
 def test_language_model_and_letters_both_have_a_say():

@@ -1,4 +1,4 @@
-"""Beam search for transcripts: several texts at a time, ranked by the language model and the letters together."""
+"""Transcripts that the language model and the letters write together: one text, or several at a time (beam search)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def beam_search(
             break
         grown: list[tuple[Hypothesis, int]] = []
         for parent, (beam, row) in enumerate(zip(beams, rows, strict=True)):
-            for after in _extend(beam, row, guide, draft, ends, bias):
+            for after in _extend(beam, row, guide, draft(list(beam.tokens))[:1], ends, bias):
                 if after.tokens[-1] in ends:
                     finished.append(after)
                 else:
@@ -101,21 +101,66 @@ def beam_search(
     yield replace(rest[-1], text=rest[-1].text + text.finish(), finish_reason=reason, usage=usage)
 
 
+def guided_search(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    inputs: Inputs,
+    audio: AudioEmbeds,
+    guide: LetterGuide,
+    draft: Draft,
+    max_new_tokens: int,
+    cancelled: Callable[[], bool],
+    bias: Bias | None = None,
+) -> Iterator[TokenEvent]:
+    """Stream one text, every token of it the best by the score of `beam_search`.
+
+    One pass of the network reads a whole draft, as in `generate`; where the best token is another, the rest is drafted
+    anew. Events are those of `generate`.
+    """
+    budget, ends, text = min(max_new_tokens, room(backend, inputs)), stop_ids(tokenizer), tokenizer.stream()
+    best, proposal = Hypothesis((), (), guide.start(), 0.0), draft([])[: max_new_tokens - 1]
+    ids = np.concatenate([inputs.input_ids, np.array(proposal, np.int64)])
+    audio_mask = np.concatenate([inputs.audio_mask, np.zeros(len(proposal), bool)])
+    cache, rows = backend.prefill(ids, audio_mask, audio, 1 + len(proposal))
+    while True:
+        accepted = 0
+        for row in rows:
+            if cancelled():
+                yield TokenEvent(text.finish(), None, None, "cancelled", count_usage(inputs, len(best.tokens)))
+                return
+            options = _extend(best, row, guide, proposal[accepted : accepted + 1], ends, bias)
+            best = max(options, key=lambda option: option.score)
+            token, logprob, n_tokens = best.tokens[-1], best.logprobs[-1], len(best.tokens)
+            piece = "" if token in ends else text.push(token)
+            if token in ends or n_tokens == budget:
+                reason: FinishReason = "stop" if token in ends else "length"
+                yield TokenEvent(piece + text.finish(), token, logprob, reason, count_usage(inputs, n_tokens))
+                return
+            yield TokenEvent(piece, token, logprob)
+            if accepted == len(proposal) or token != proposal[accepted]:
+                break
+            accepted += 1
+        if accepted < len(proposal):
+            backend.rewind(cache, cache.length - (len(proposal) - accepted))
+        proposal = draft(list(best.tokens))[: budget - len(best.tokens) - 1]
+        rows = backend.decode(cache, np.array([best.tokens[-1], *proposal], dtype=np.int64))
+
+
 def _extend(
     beam: Hypothesis,
     logits: np.ndarray,
     guide: LetterGuide,
-    draft: Draft,
+    proposed: Sequence[int],
     ends: frozenset[int],
     bias: Bias | None,
 ) -> Iterator[Hypothesis]:
-    """The texts one token longer that are worth a thought."""
+    """The texts one token longer that are worth a thought: what the model finds likely, and what is `proposed`."""
     peak = float(logits.max())
     check_finite(peak)
     logprobs = logits - peak - np.log(np.exp(logits - peak).sum())
     likely = np.argpartition(logprobs, -CANDIDATES)[-CANDIDATES:].tolist()
     wanted = bias(beam.tokens) if bias else {}
-    tokens = list(dict.fromkeys([*likely, *draft(list(beam.tokens))[:1], *wanted]))
+    tokens = list(dict.fromkeys([*likely, *proposed, *wanted]))
     said = sum(beam.logprobs)
     for token, place in zip(tokens, guide.extend(beam.place, tokens), strict=True):
         cost = float(place.costs[-1] if token in ends else place.costs.min())

@@ -14,7 +14,7 @@ from moss_audio.inference.guide import LetterGuide
 from moss_audio.inference.hotwords import HotwordBias, with_hotwords
 from moss_audio.inference.letters import LetterDraft, Spelling, forced_alignment, is_silent, spelling
 from moss_audio.inference.sampling import SamplingParams
-from moss_audio.inference.search import beam_search
+from moss_audio.inference.search import beam_search, guided_search
 from moss_audio.inference.voice import Voice, is_spoken
 from moss_audio.messages import MelPart, Message
 from moss_audio.prompts import SPELLED, TRANSCRIBE, TRANSCRIBE_TIMED, TRANSCRIPT_BEAMS
@@ -115,10 +115,13 @@ def write(
     most = SPARE_TOKENS + int(TOKENS_PER_SECOND * (1 + heard.timed) * heard.duration)
     params = replace(params, max_new_tokens=min(params.max_new_tokens, most))
     n_beams = max(params.n_beams, TRANSCRIPT_BEAMS) if heard.hotwords else params.n_beams
-    if logprobs is not None and draft is not None and n_beams > 1 and is_search(params):
-        guide, n_tokens = LetterGuide(logprobs, letters, tokenizer), params.max_new_tokens
-        bias = HotwordBias(heard.hotwords, tokenizer)
-        yield from beam_search(backend, tokenizer, inputs, audio, guide, draft, n_beams, n_tokens, cancelled, bias)
+    if logprobs is not None and draft is not None and is_search(params):
+        guide, bias = LetterGuide(logprobs, letters, tokenizer), HotwordBias(heard.hotwords, tokenizer)
+        shared = (backend, tokenizer, inputs, audio, guide, draft)
+        if n_beams > 1:
+            yield from beam_search(*shared, n_beams, params.max_new_tokens, cancelled, bias)
+        else:
+            yield from guided_search(*shared, params.max_new_tokens, cancelled, bias)
         return
     ids: list[int] = []
     for event in generate(
