@@ -226,8 +226,8 @@ def save_checkpoint(
 ) -> None:
     """Write `config.json` and `tensors` (float32, float16 or `Weight`) as safetensors shards, one shard in memory.
 
-    A new shard begins at `max_shard_bytes`, or where `places` (tensor → file, as in an index) names another file: a
-    model that changes in part then changes few files.
+    A new shard begins at `max_shard_bytes`, or where `places` (tensor → file, as in an index) names another file, whose
+    name it gets: a model that changes in part then changes few files.
 
     Everything is written beside the folder and swapped in at the end, so no reader meets half a model. Other files of
     an existing folder (tokenizer, card) are kept. Raises `CheckpointError` if the result would not open.
@@ -282,7 +282,11 @@ def _write_shards(
     if len(shards) == 1:
         os.rename(folder / "0", folder / SINGLE)
         return
-    files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    files = list[str]()
+    for i, names in enumerate(shards, 1):
+        new = f"model-{i:05d}-of-{len(shards):05d}.safetensors" if not places else f"more-{i:05d}.safetensors"
+        kept = places.get(names[0], new)
+        files.append(kept if kept not in files else new)
     for i, file in enumerate(files):
         os.rename(folder / str(i), folder / file)
     weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}

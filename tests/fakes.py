@@ -137,7 +137,7 @@ def uniform(emitted: list[int]) -> np.ndarray:
 class FakeProcessor:
     """Renders a conversation as its text in bytes, with one placeholder (255) an audio frame."""
 
-    tokenizer = ByteTokenizer()
+    tokenizer, pieces = ByteTokenizer(), ()
 
     def encode(self, messages: Sequence[Message]) -> Inputs:
         ids: list[int] = []

@@ -13,7 +13,7 @@ from starlette.websockets import WebSocketDisconnect
 from moss_audio.audio import SAMPLE_RATE, load_audio
 from moss_audio.errors import PromptError
 from moss_audio.inference.voice import CHUNK
-from moss_audio.server.listening import Listener, Pcm
+from moss_audio.server.listening import LONGEST_SECONDS, Listener, Pcm
 from moss_audio.server.realtime import MAX_ERRORS
 
 URL = "ws://localhost/v1/realtime"
@@ -48,7 +48,7 @@ def test_utterances_are_the_same_in_any_pieces(step):
 
 
 def test_long_speech_is_cut_and_a_commit_ends_it():
-    found = heard(noise(60), 16_000)
+    found = heard(noise(2 * LONGEST_SECONDS + 4), 16_000)
     assert [ended for *_, ended in found] == [False, True, False, True, False]
     listener = Listener(loud)
     listener.push(noise(1))

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from moss_audio.checkpoint import INDEX, open_checkpoint, save_checkpoint
-from moss_audio.weights import SCHEMES, Scheme, Weight, recode
+from moss_audio.checkpoint import INDEX, INT4_PREFIX, open_checkpoint, save_checkpoint
+from moss_audio.weights import GROUP, SCHEMES, Scheme, Weight, dequantise, quantise_int4, recode
 
 OTHER_FILES = ("processor_config.json", "tokenizer.json", "pieces.txt", "README.md")
 
@@ -33,16 +33,21 @@ def trained_tensors(states: list[Path]) -> dict[str, np.ndarray]:
 
 
 def exported(
-    base: Path, trained: Mapping[str, np.ndarray], scheme: Scheme, int4: str | None
+    base: Path, trained: Mapping[str, np.ndarray], scheme: Scheme, int4: str | None, group: int = GROUP
 ) -> Iterator[tuple[str, Weight]]:
-    """Every tensor of `base` with the trained ones in their place; matrices whose name matches `int4` in 4 bits."""
+    """Every tensor of `base` with the trained ones in their place; matrices whose name matches `int4` in 4 bits.
+
+    Of those, a `group` of columns shares a scale in the language model, where small groups keep sounds apart
+    (`docs/log.md`), and `weights.GROUP` elsewhere.
+    """
     checkpoint = open_checkpoint(base)
     if strangers := sorted(set(trained) - set(checkpoint.names)):
         raise ValueError(f"the stages hold tensors that {base} has not: {strangers[:5]}")
     for name in checkpoint.names:
         weight = Weight(trained[name]) if name in trained else checkpoint.weight(name)
         if len(weight.shape) == 2 and int4 is not None and re.match(int4, name):
-            weight = recode(weight, "int4")
+            own = group if name.startswith(INT4_PREFIX) else GROUP
+            weight = quantise_int4(dequantise(weight), own) if name in trained else recode(weight, "int4")
         elif len(weight.shape) == 2 and (name in trained or weight.scheme == "float"):
             weight = recode(weight, scheme)
         yield name, weight
@@ -55,13 +60,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--scheme", choices=SCHEMES, default="int8", help="of matrices (default: int8)")
     parser.add_argument("--int4", metavar="PATTERN", help="names of matrices to store in 4 bits")
+    parser.add_argument("--group", type=int, default=GROUP, help="columns under one scale in the language model's")
     args = parser.parse_args()
     config = json.loads((args.base / "config.json").read_text(encoding="utf-8"))
     index = args.base / INDEX
     places = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else None
-    save_checkpoint(
-        args.out, config, exported(args.base, trained_tensors(args.states), args.scheme, args.int4), places=places
-    )
+    tensors = exported(args.base, trained_tensors(args.states), args.scheme, args.int4, args.group)
+    save_checkpoint(args.out, config, tensors, places=places)
     for file in OTHER_FILES:
         if (args.base / file).is_file() and args.base.resolve() != args.out.resolve():
             shutil.copyfile(args.base / file, args.out / file)
