@@ -54,11 +54,12 @@ def test_the_nearest_label_shares_most_of_its_words():
 
 
 def test_a_model_that_hears_everything_gets_everything(world):
-    def perfect(samples, question):
+    def perfect(samples, question, options=()):
         for pool in (world.sounds[0][0], world.music, world.emotion, world.orders):
             for i in (i for rows in pool.by_label.values() for i in rows):
                 if np.array_equal(pool.store[i], samples):
-                    return answer(pool.store.rows[i], question)
+                    row = pool.store.rows[i]
+                    return row["label"] if options else answer(row, question)
         raise AssertionError("a clip that is not kept for development")
 
     def answer(row, question):
@@ -67,9 +68,6 @@ def test_a_model_that_hears_everything_gets_everything(world):
         if "intent" in row:
             return json.dumps({"intent": row["intent"], "slots": row["slots"]})
         label = row["label"]
-        options = [line[0] for line in question.splitlines() if line.endswith(f". {label}")]
-        if options:
-            return options[0]
         return ("Yes." if label in question else "No.") if question.startswith("Is there") else f"It is {label}."
 
     assert counted(suites.sounds, world, perfect) == {"sound, open": 1, "sound, four choices": 1}
@@ -81,7 +79,7 @@ def test_a_model_that_hears_everything_gets_everything(world):
 @pytest.mark.parametrize("answer", ["", "[]", "null", "{", '{"instruments": 3, "slots": []}', "Yes. Yes. Yes."])
 def test_no_answer_breaks_a_suite(world, answer):
     for suite in (suites.sounds, suites.absent, suites.events, suites.music, suites.orders):
-        assert counted(suite, world, lambda samples, question: answer, limit=2)
+        assert counted(suite, world, lambda samples, question, options=(): answer, limit=2)
 
 
 def test_timelines_count_events_within_half_a_second(world):
@@ -90,7 +88,7 @@ def test_timelines_count_events_within_half_a_second(world):
         scenes = [world.draw(rng)[1] for _ in range(4)]
         answers = ["".join(f"[{e.start + by:.2f}]{e.label}[{e.end + by:.2f}]" for e in s.events) for s in scenes]
         turns = iter(answers)
-        return counted(suites.events, world, lambda samples, question: next(turns), limit=4)
+        return counted(suites.events, world, lambda samples, question, options=(): next(turns), limit=4)
 
     exact, late = shifted(0.0), shifted(0.3)
     assert exact["events, precision"] == exact["events, recall"] == exact["events, named at any time"] == 1

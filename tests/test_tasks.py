@@ -180,6 +180,8 @@ def test_choose_can_only_answer_with_a_letter():
     assert (result.letter, result.answer) == ("B", "a cat") and result.probability > 0.9
     babbled = tasks.choose(model(score=hashed), NOISE, question="What?", choices=["a dog", "a cat"])
     assert babbled.letter in ("A", "B")
+    spelled = tasks.choose(model("A cat.", letters="hear hear"), NOISE, question="What?", choices=["a dog", "a cat"])
+    assert (spelled.letter, spelled.answer) == ("B", "a cat")
 
 
 def test_a_loop_is_cut_and_marked():

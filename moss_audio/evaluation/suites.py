@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 import moss_audio
+from moss_audio import tasks
 from moss_audio.data import wording
 from moss_audio.data.scene import Event, Scene
 from moss_audio.inference.engine import MossAudio
 from moss_audio.inference.sampling import SamplingParams
-from moss_audio.prompts import CHOOSE, DESCRIBE_MUSIC, EMOTION, EVENTS
+from moss_audio.prompts import DESCRIBE_MUSIC, EMOTION, EVENTS
 from moss_audio.training.scenes import World
 from moss_audio.transcript import parse_timestamped
 
@@ -56,7 +58,12 @@ class Count:
         return f"{self.right}/{self.total} = {percent:.1f} % ({100 * low:.0f}…{100 * high:.0f})"
 
 
-Ask = Callable[[np.ndarray, str], str]
+class Ask(Protocol):
+    """A model that is asked about `samples [n]`; with `options` it answers with one of them (`tasks.choose`)."""
+
+    def __call__(self, samples: np.ndarray, question: str, options: Sequence[str] = ()) -> str: ...
+
+
 Suite = Callable[[Ask, World, int], Iterator[tuple[str, bool]]]
 """Yields the name of a figure and whether this item is right."""
 
@@ -89,9 +96,7 @@ def sounds(ask: Ask, world: World, limit: int) -> Iterator[tuple[str, bool]]:
         yield "sound, open", nearest(ask(samples, "What sound is this?"), world.labels) == label
         options = [label, *rng.choice([x for x in world.labels if x != label], 3, replace=False).tolist()]
         rng.shuffle(options)
-        lines = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True))
-        answer = ask(samples, CHOOSE.format(question="What sound is this?", options=lines))
-        yield "sound, four choices", answer.strip()[:1] == "ABCD"[options.index(label)]
+        yield "sound, four choices", ask(samples, "What sound is this?", options) == label
 
 
 def absent(ask: Ask, world: World, limit: int) -> Iterator[tuple[str, bool]]:
@@ -193,8 +198,13 @@ def main() -> None:
         counts: dict[str, Count] = {}
         shown = iter(range(args.show))
 
-        def ask(samples: np.ndarray, question: str, shown: Iterator[int] = shown) -> str:
-            answer = model.ask(samples, question, params=PARAMS).text
+        def ask(
+            samples: np.ndarray, question: str, options: Sequence[str] = (), shown: Iterator[int] = shown
+        ) -> str:
+            if options:
+                answer = tasks.choose(model, samples, question=question, choices=list(options)).answer or ""
+            else:
+                answer = model.ask(samples, question, params=PARAMS).text
             for _ in islice(shown, 1):
                 print(f"  {question!r} → {answer!r}")
             return answer

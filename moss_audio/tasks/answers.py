@@ -89,15 +89,24 @@ def ask(listener: Listener, samples: np.ndarray, options: AskOptions) -> TextRes
 
 
 def choose(listener: Listener, samples: np.ndarray, options: ChooseOptions) -> ChooseResult:
-    """One of up to four answers to a question about the loudest part; nothing else can come."""
+    """One of up to four answers to a question about the loudest part; nothing else can come.
+
+    Released models choose a letter, as they were evaluated. The Mini says the answer itself, whichever of them it finds
+    likeliest: it knows some sounds, and no letters for them (`docs/log.md`).
+    """
     letters = tuple("ABCD"[: len(options.choices)])
     lines = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, options.choices, strict=True))
-    question = CHOOSE.format(question=options.question, options=lines)
-    picked = listener.choose(listener.excerpt(samples), question, letters)
+    texts, question = letters, CHOOSE.format(question=options.question, options=lines)
+    said = tuple(f"{choice[:1].upper()}{choice[1:].rstrip('.')}." for choice in options.choices)
+    if listener.model.backend.config.audio.letters and len(set(said)) == len(said):
+        texts, question = said, options.question
+    picked = listener.choose(listener.excerpt(samples), question, texts)
     if picked is None:
         return ChooseResult(listener.cost(samples), None, None, 0.0)
-    answer = options.choices[letters.index(picked.text)]
-    return ChooseResult(listener.cost(samples), picked.text, answer, round(picked.probability, 3))
+    place = texts.index(picked.text)
+    return ChooseResult(
+        listener.cost(samples), letters[place], options.choices[place], round(picked.probability, 3)
+    )
 
 
 def _window_by_window(listener: Listener, samples: np.ndarray, question: str, speech: bool = False) -> TextResult:
