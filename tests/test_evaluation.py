@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from moss_audio.evaluation.metrics import ErrorRate
 from moss_audio.evaluation.normalise import english, number_words
 from moss_audio.evaluation.speech import interval
+from moss_audio.evaluation.times import errors
+from moss_audio.training import curves
+from moss_audio.transcript import Word
 
 words = st.lists(st.sampled_from("abcd"), max_size=8)
 
@@ -51,3 +54,19 @@ def test_normalised_text():
     )
     assert english("Café 7!") == ["cafe", "seven"]
     assert number_words(999_999) == "nine hundred ninety nine thousand nine hundred ninety nine"
+
+
+def test_sentence_times_count_what_answers_to_the_first_and_last_words():
+    said = [(["before", "the", "storm"], 1.0, 2.0), (["all", "is", "calm"], 3.0, 4.0)]
+    times = zip("befor the storm all calm".split(), (1.1, 1.4, 1.6, 3.2, 3.6), (1.3, 1.5, 2.0, 3.4, 3.9), strict=True)
+    heard = [Word(*word) for word in times]
+    assert errors(said, heard) == pytest.approx([0.1, 0.0, 0.2, 0.1])
+    assert errors(said, heard[:3]) == pytest.approx([0.1, 0.0]) and errors(said, []) == []
+
+
+def test_curves_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    lines = [{"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.5, "dev_wer": 0.4, "dev_words": 12, "sample": ["a"]}]
+    curves.draw({"letters": lines, "mix": lines[:1]}, tmp_path / "runs.png")
+    assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
+    assert curves.points(lines, "dev_wer") == ([20], [0.4])
