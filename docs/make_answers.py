@@ -70,14 +70,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ask the embedded model about twenty unheard recordings.")
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "moss-audio-suites")
     args = parser.parse_args()
     model: MossAudio = moss_audio.load(args.model)
-    with tempfile.TemporaryDirectory() as scratch:
-        world, lines = World(SCENES, args.data, Path(scratch), dev=True), []
-        for number, (truth, question, samples) in enumerate(recordings(world), 1):
-            transcribed = question == TRANSCRIBE
-            answer = model.transcribe(samples).text if transcribed else model.ask(samples, question).text
-            lines.append(f"| {number} | {cell(truth)} | {cell(question)} | {cell(answer)} |\n")
+    world, lines = World(SCENES, args.data, args.cache, dev=True), list[str]()
+    for number, (truth, question, samples) in enumerate(recordings(world), 1):
+        transcribed = question == TRANSCRIBE
+        answer = model.transcribe(samples).text if transcribed else model.ask(samples, question).text
+        lines.append(f"| {number} | {cell(truth)} | {cell(question)} | {cell(answer)} |\n")
     PAGE.write_text(HEAD + "".join(lines), encoding="utf-8")
 
 
