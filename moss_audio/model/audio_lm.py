@@ -97,9 +97,8 @@ class AudioLM(nn.Module):
         mergers = zip(self.deepstack_audio_merger_list, self.stacked_taps(out), strict=True)
         deepstack = torch.stack([merger(tap) for merger, tap in mergers])
         letters = None if out.letter_logprobs is None else out.letter_logprobs[keep]
-        pieces = None
-        if out.piece_logits is not None:
-            pieces = out.piece_logits.argmax(-1).repeat_interleave(2, dim=1)[:, : keep.shape[1]][keep]
+        best = out.piece_ids
+        pieces = None if best is None else best[keep]
         return EncodedAudio(embeds, deepstack, letters, pieces)
 
     def stacked_taps(self, out: EncoderOutput) -> Tensor:

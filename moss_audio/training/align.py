@@ -146,9 +146,8 @@ class Reader:
         """What the encoder's heads make of each clip."""
         assert heard.letter_logprobs is not None
         letters, lengths = heard.letter_logprobs.float().numpy(force=True), heard.lengths.tolist()
-        pieces = None
-        if heard.piece_logits is not None:
-            pieces = heard.piece_logits.argmax(-1).repeat_interleave(2, dim=1).numpy(force=True)
+        best = heard.piece_ids
+        pieces = None if best is None else best.numpy(force=True)
         return [
             spelling(letters[i, :n], LETTERS, None if pieces is None else pieces[i, :n], self.processor.pieces)
             for i, n in enumerate(lengths)
