@@ -13,7 +13,9 @@ from toys import SCENES, SOUNDS, tiny_config, tiny_processor, write_world  # noq
 from moss_audio.data.manifest import held_out  # noqa: E402
 from moss_audio.model.audio_lm import AudioLM  # noqa: E402
 from moss_audio.model.decoder import GatedMLP  # noqa: E402
-from moss_audio.training import ground  # noqa: E402
+from moss_audio.training import align, ground  # noqa: E402
+from moss_audio.training.examples import Scenes  # noqa: E402
+from moss_audio.training.naming import Words, frame_names  # noqa: E402
 from moss_audio.training.scenes import World, ask, is_dev, label_of  # noqa: E402
 
 KINDS = tuple(SCENES["shares"])
@@ -75,7 +77,7 @@ def test_a_world_draws_its_kinds_by_their_shares(data, tmp_path):
 def test_frames_are_named_by_what_sounds_in_them(data, tmp_path):
     (scene,) = drawn(World(SCENES, data, tmp_path), "emotion", 1)
     (event,) = scene.events
-    frames, truth = ground.frame_names(scene), event.truth
+    frames, truth = frame_names(scene), event.truth
     mood = {"anger": "angry", "sadness": "sad"}[truth["emotion"]]
     expected = f"{mood} a {'man' if truth['gender'] == 'male' else 'woman'} speaking"
     assert [expected] in frames and len(frames) == int(scene.seconds * 12.5) + 1
@@ -108,3 +110,27 @@ def test_ground_teaches_the_mergers_and_nothing_else(data, tmp_path, byte_tokeni
     ground.train(model, processor, RECIPE | {"steps": 61, "lr": {"deepstack": 1e-9}}, data, state, resume=True)
     for name in changed:  # whitened once: a resumed run keeps what it has learned
         torch.testing.assert_close(model.state_dict()[name], trained[name], atol=1e-4, rtol=1e-3)
+
+
+def test_reading_goes_on_naming(data, tmp_path, byte_tokenizer):
+    torch.manual_seed(0)
+    model, processor = AudioLM(tiny_config()), tiny_processor(byte_tokenizer)
+    world, rng = World(RECIPE["scenes"], data, tmp_path), np.random.default_rng(0)
+    scenes = Scenes(world, 1.0, 80, turns=(1,))
+    examples = [scenes.draw(rng, (), 0.0) for _ in range(4)]
+    assert all(example.frames and not example.more for example in examples)
+    reader, words = align.Reader(model, processor), Words.of(model, processor, world)
+    alone = reader.loss(examples, np.random.default_rng(0), 0.0)
+    reader.name(words, 0.5)
+    both = reader.loss(examples, np.random.default_rng(0), 0.0)
+    targets = [words.target(example.frames, -(-example.mel.shape[1] // 8)) for example in examples]
+    heard = model.adapt_output(reader.hear([example.mel for example in examples])).deepstack
+    apart = words.loss(heard, torch.cat(targets), [len(target) for target in targets], align.FRAME_WEIGHT)
+    assert float((both - alone).detach()) == pytest.approx(0.5 * float(apart.detach()), rel=1e-4)
+
+
+def test_turns_come_in_their_shares(data, tmp_path):
+    rng = np.random.default_rng(0)
+    scenes = Scenes(World(SCENES | {"shares": {"scene": 1}}, data, tmp_path), 1.0, 80, turns=(0, 1))
+    counts = [len(scenes.draw(rng, (), 0.0).more) for _ in range(8)]
+    assert max(counts) == 1 and counts.count(1) > 4  # a question that does not fit the scene is left out

@@ -103,6 +103,8 @@ def test_augmentation():
     loud, faint = mix(mel, torch.rand(80, 30), -20), mix(mel, torch.rand(80, 30), 80)
     assert (loud - mel).abs().mean() > 10 * (faint - mel.clamp(min=float(mel.max()) - 2)).abs().mean()
     assert augment(mel, rng, torch.rand(80, 30)).isfinite().all()
+    lengths = [augment(mel, rng, change=change).shape[1] for change in (1.0, 3.0) for _ in range(30)]
+    assert min(lengths[:30]) > 170 and max(lengths[:30]) < 235 and max(lengths[30:]) > 250
 
 
 def test_spelling():

@@ -22,6 +22,7 @@ from moss_audio.inference.letters import Spelling
 from moss_audio.model.encoder import Encoder
 from moss_audio.prompts import TRANSCRIBE
 from moss_audio.training.augment import augment, mask
+from moss_audio.training.naming import frame_names
 from moss_audio.training.scenes import World, ask
 from moss_audio.training.simulate import LetterBank, garble
 from moss_audio.training.spelling import greedy_text, letter_ids, spell
@@ -42,7 +43,7 @@ Task = Callable[[Row, np.random.Generator], tuple[str, str] | None]
 class Example:
     """Question and answer about a clip's `mel [n_mels, F]`, or about a spelling where nobody spoke; `more` turns.
 
-    A `plain` one is its answer alone, text outside any conversation.
+    A `plain` one is its answer alone, text outside any conversation. `frames` names what sounds in each audio frame.
     """
 
     question: str
@@ -51,6 +52,7 @@ class Example:
     spelled: str = ""
     more: Sequence[tuple[str, str]] = ()
     plain: bool = False
+    frames: Sequence[Sequence[str]] = ()
 
     @property
     def size(self) -> int:
@@ -95,13 +97,13 @@ class Source:
     """Clips of one manifest under one task.
 
     `folds` keeps only those folds, `held_out` leaves out a fifth, `splice` is the share of clips that get a third of
-    their words from others; it takes the `encoder` to find them.
+    their words from others; it takes the `encoder` to find them. `augment` widens what changes in a clip.
     """
 
     def __init__(
         self, recipe: Mapping[str, Any], data: Path, cache: Path, n_mels: int, encoder: Encoder | None = None
     ) -> None:
-        self.splice_rate = float(recipe.get("splice", 0))
+        self.splice_rate, self.change = float(recipe.get("splice", 0)), float(recipe.get("augment", 1))
         self.store = MelStore(data / recipe["manifest"], cache, n_mels)
         self.task, self.weight = TASKS[recipe["task"]], float(recipe["weight"])
         folds, apart = recipe.get("folds"), recipe.get("held_out", False)
@@ -130,7 +132,7 @@ class Source:
         if noise and self.task in (transcribe, name_gender) and rng.random() < noise_rate:
             store = noise[int(rng.integers(len(noise)))]
             other = torch.from_numpy(store[int(rng.integers(len(store)))].astype(np.float32))
-        return Example(*asked, mel=augment(mel, rng, other).numpy())
+        return Example(*asked, mel=augment(mel, rng, other, self.change).numpy())
 
 
 class Sentences:
@@ -174,21 +176,26 @@ class Texts:
 
 
 class Scenes:
-    """Composed scenes with one to three questions about each, as turns of one conversation."""
+    """Composed scenes with questions about each, as turns of one conversation; `turns`: shares of one, two, … of them.
 
-    def __init__(self, world: World, weight: float, n_mels: int) -> None:
+    A first answer has to be heard; a later one can be guessed from it, and reading it costs as much.
+    """
+
+    def __init__(self, world: World, weight: float, n_mels: int, turns: Sequence[float] = (1, 1, 1)) -> None:
         self.world, self.weight, self.n_mels = world, weight, n_mels
+        self.turns = np.array(turns, float) / sum(turns)
 
     def draw(self, rng: np.random.Generator, noise: Sequence[MelStore], noise_rate: float) -> Example:
         """One scene."""
         turns: list[tuple[str, str]] = []
         while not turns:
             kind, scene = self.world.draw(rng)
-            turns = ask(kind, scene, self.world.labels, rng, n=int(rng.integers(1, 4)))
+            n = 1 + int(rng.choice(len(self.turns), p=self.turns))
+            turns = ask(kind, scene, self.world.labels, rng, n)
         mel = log_mel(scene.samples, self.n_mels)
         if rng.random() < 0.5:
             mel = mask(torch.from_numpy(mel), rng, band=8, rate=0.03).numpy()
-        return Example(*turns[0], mel=mel, more=turns[1:])
+        return Example(*turns[0], mel=mel, more=turns[1:], frames=frame_names(scene))
 
 
 class Chats:

@@ -20,62 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moss_audio.audio import log_mel
-from moss_audio.config import FRAMES_PER_SECOND
-from moss_audio.data.music import PROGRAMS
-from moss_audio.data.scene import Scene
-from moss_audio.data.wording import EMOTION_WORDS, named
 from moss_audio.model.audio_lm import AudioLM, cut
 from moss_audio.model.decoder import GatedMLP
 from moss_audio.processor import Processor
 from moss_audio.training.augment import mask
 from moss_audio.training.feed import Background
 from moss_audio.training.loop import Plan, fit, load_weights
+from moss_audio.training.naming import SILENCE, Words, frame_names
 from moss_audio.training.processes import processes
 from moss_audio.training.scenes import World
 
-SILENCE = "silence"
 Labelled = tuple[np.ndarray, list[list[str]]]
 """A mel `[n_mels, F]` and the names of what sounds in each of its audio frames."""
-
-SHARPNESS = 20.0
-"""Scale of the cosines that the cross-entropy sees."""
-
-
-def names_of(world: World) -> list[str]:
-    """Everything that a frame may sound like."""
-    voices = ["a man speaking", "a woman speaking"]
-    moods = [f"{word} {voice}" for word in EMOTION_WORDS.values() for voice in voices]
-    return [SILENCE, "speech", *voices, *moods, *(f"{name} music" for name in PROGRAMS), *world.labels]
-
-
-def frame_names(scene: Scene) -> list[list[str]]:
-    """What sounds in each audio frame."""
-    frames: list[list[str]] = [[] for _ in range(int(scene.seconds * FRAMES_PER_SECOND) + 1)]
-    for event in scene.events:
-        mood = EMOTION_WORDS.get(event.truth.get("emotion", ""), "")
-        name = f"{mood} {named(event)}".strip()
-        for i in range(int(event.start * FRAMES_PER_SECOND), min(len(frames), int(event.end * FRAMES_PER_SECOND) + 1)):
-            frames[i].append(name)
-    behind = [scene.background] if scene.background else [SILENCE]
-    return [frame or behind for frame in frames]
-
-
-@torch.no_grad()
-def label_states(model: AudioLM, processor: Processor, names: Sequence[str], n_layers: int) -> Tensor:
-    """Hidden states `[K, labels, D]` behind each of the first K layers, a label's tokens averaged."""
-    out = []
-    start = processor.tokenizer.encode("The sound of")
-    for name in names:
-        embeddings = model.language_model.embed_tokens
-        ids = torch.tensor([[*start, *processor.tokenizer.encode(f" {name}")]], device=embeddings.weight.device)
-        x, states = embeddings(ids), list[Tensor]()
-        handles = [layer.register_forward_hook(lambda _m, _i, o, s=states: s.append(o[0, len(start) :].mean(0)))
-                   for layer in model.language_model.layers[:n_layers]]  # fmt: skip
-        model.language_model(x)
-        for handle in handles:
-            handle.remove()
-        out.append(torch.stack(states))
-    return torch.stack(out, dim=1)
 
 
 @torch.no_grad()
@@ -106,52 +62,6 @@ class Scenes:
         return [(log_mel(scene.samples, self.n_mels), frame_names(scene)) for scene in drawn]
 
 
-class Words:
-    """What the frames are to look like: `states [K, labels, D]` of all `names`, taken apart from their centre."""
-
-    def __init__(self, names: Sequence[str], states: Tensor) -> None:
-        self.names, self.index = list(names), {name: i for i, name in enumerate(names)}
-        self.centre = states.mean(1, keepdim=True)
-        self.directions = F.normalize(states - self.centre, dim=-1)
-        self.size = (states - self.centre).norm(dim=-1).mean(1)
-
-    def target(self, frames: Sequence[Sequence[str]], n: int) -> Tensor:
-        """Shares `[n, labels]` of the names in each frame; the last frame again where there are fewer than n."""
-        target = torch.zeros(n, len(self.names))
-        for i in range(n):
-            here = frames[min(i, len(frames) - 1)]
-            for name in here:
-                target[i, self.index[name]] = 1 / len(here)
-        return target.to(self.centre.device)
-
-    def logits(self, heard: Tensor) -> Tensor:
-        """Scaled cosines `[K, S, labels]` of states `[K, S, D]` without their centre."""
-        return SHARPNESS * torch.einsum("ksd,kld->ksl", F.normalize(heard, dim=-1), self.directions)
-
-    def frame_loss(self, heard: Tensor, target: Tensor) -> Tensor:
-        """Every frame by itself."""
-        logits = self.logits(heard)
-        return F.cross_entropy(logits.flatten(0, 1), target.repeat(len(logits), 1))
-
-    def pooled_loss(self, heard: Tensor, target: Tensor, scene: Tensor) -> Tensor:
-        """Every sound of a scene by the mean of its frames, which is what attention over them sees."""
-        group = scene * len(self.names) + target.argmax(-1)
-        found, which = group.unique(return_inverse=True)
-        share = F.one_hot(which, len(found)).float()
-        mean = torch.einsum("sg,ksd->kgd", share / share.sum(0), heard)
-        logits = self.logits(mean)
-        label = found % len(self.names)
-        want = self.directions[:, label] * self.size[:, None, None]
-        distance = ((mean - want).square().sum(-1) / self.size[:, None].square()).mean()
-        each = F.cross_entropy(logits.flatten(0, 1), label.repeat(len(logits)))
-        return each + F.cross_entropy(logits.mean(0), label) + 0.05 * distance
-
-    def nearest(self, heard: Tensor) -> str:
-        """The name for states `[K, D]` of all layers together."""
-        total = torch.einsum("kd,kld->l", F.normalize(heard, dim=-1), self.directions)
-        return self.names[int(total.argmax())]
-
-
 class Listener:
     """The network as this stage trains it: the frozen encoder's taps, and what the mergers make of them."""
 
@@ -172,17 +82,14 @@ class Listener:
         return [(part, self.words.target(frames, n)) for part, n, (_, frames) in zip(parts, counts, batch, strict=True)]
 
     def hear(self, taps: Tensor) -> Tensor:
-        """The states `[K, S, D]` that the mergers give, without the words' centre."""
-        states = [merger(tap) for merger, tap in zip(self.mergers, taps, strict=True)]
-        return torch.stack(states).float() - self.words.centre
+        """The states `[K, S, D]` that the mergers give."""
+        return torch.stack([merger(tap) for merger, tap in zip(self.mergers, taps, strict=True)])
 
     def loss(self, picks: Sequence[tuple[Tensor, Tensor]], frame_weight: float) -> Tensor:
         """Frames and sounds of several scenes."""
         taps, target = torch.cat([taps for taps, _ in picks], 1), torch.cat([target for _, target in picks])
         heard = self.hear(F.dropout(taps, 0.1))
-        scene = torch.cat([torch.full((len(target),), i, device=target.device) for i, (_, target) in enumerate(picks)])
-        each = self.words.frame_loss(heard, target)
-        return frame_weight * each + self.words.pooled_loss(heard, target, scene)
+        return self.words.loss(heard, target, [len(target) for _, target in picks], frame_weight)
 
     @torch.no_grad()
     def names_right(self, item: Labelled) -> bool:
@@ -190,7 +97,7 @@ class Listener:
         ((taps, target),) = self.features([item], None)
         sounding = target[:, self.words.index[SILENCE]] == 0
         label = next(name for frame in item[1] for name in frame if name != SILENCE)
-        return self.words.nearest(self.hear(taps.float())[:, sounding].mean(1)) == label
+        return self.words.nearest(self.hear(taps.float())[:, sounding]) == label
 
 
 def unheard_sounds(recipe: Mapping[str, Any], data: Path, cache: Path, n_mels: int) -> list[Labelled]:
@@ -207,9 +114,7 @@ def train(
     """Run the stage as the recipe says; `state` is where it keeps its weights, with samples in `pcm` beside it."""
     n_mels, cache = processor.config.n_mels, state.parent / "pcm"
     world = World(recipe["scenes"], data, cache)
-    names = names_of(world)
-    words = Words(names, label_states(model, processor, names, len(model.config.audio.taps)))
-    listener = Listener(model, words)
+    listener = Listener(model, Words.of(model, processor, world))
     model.audio_encoder.requires_grad_(False).eval()
     unheard = unheard_sounds(recipe, data, cache, n_mels)
     kept, fresh = list[tuple[Tensor, Tensor]](), not (resume and state.exists())
@@ -251,6 +156,7 @@ def main() -> None:
     if args.letters:
         load_weights(args.letters, model.audio_encoder)
     processor = Processor.load(args.model, model.config.audio.n_mels)
+    model.audio_encoder.letter_head = model.audio_encoder.piece_head = None  # what they say is not needed here
     state = args.out / f"{args.recipe.stem}.safetensors"
     train(model, processor, json.loads(args.recipe.read_text()), args.data, state, args.resume)
 

@@ -214,8 +214,8 @@ def questions(kind: str, labels: Sequence[str]) -> Sequence[tuple[wording.Task, 
         (spoken.anybody, 0.7), (spoken.timed, 0.4), (spoken.speakers, 0.3),
     )  # fmt: skip
     return {
-        "sound": ((wording.name, 4), (yes_no, 2), (choose, 2), (wording.describe, 1), (wording.events, 1),
-                  (wording.transcribe, 0.6), (spoken.anybody, 0.3)),
+        "sound": ((wording.name, 5), (yes_no, 2.5), (choose, 0.5), (wording.describe, 1), (wording.events, 1),
+                  (wording.transcribe, 0.4), (spoken.anybody, 0.2)),
         "scene": ((wording.events, 3), (wording.relate, 2), (wording.describe, 1), (yes_no, 1.5), (wording.name, 0.7),
                   (wording.reason, 0.5), (wording.background, 0.7), (wording.narrate, 0.4), (wording.transcribe, 0.3)),
         "mixed": ((wording.transcribe, 2), (wording.events, 2), (wording.describe, 1.5), (wording.background, 0.7),
