@@ -26,7 +26,7 @@ def cost(heard: str, text: str, ended: bool = False) -> float:
     guide = LetterGuide(letter_head(heard), LETTERS, TOKENIZER)
     place = guide.start()
     for token in TOKENIZER.encode(text):
-        (place,) = guide.extend(place, [token])
+        (place,) = guide.extend([(place, token)])
     return float(place.costs[-1] if ended else place.costs.min())
 
 
@@ -41,9 +41,9 @@ def test_what_was_heard_costs_least():
 def test_several_tokens_cost_what_each_costs_alone():
     guide = LetterGuide(letter_head("hear me"), LETTERS, TOKENIZER)
     tokens = TOKENIZER.encode("hxe ")
-    together = guide.extend(guide.start(), tokens)
+    together = guide.extend([(guide.start(), token) for token in tokens])
     for token, place in zip(tokens, together, strict=True):
-        (alone,) = guide.extend(guide.start(), [token])
+        (alone,) = guide.extend([(guide.start(), token)])
         np.testing.assert_allclose(place.costs, alone.costs)
 
 

@@ -25,6 +25,7 @@ from moss_audio.training import align, letters  # noqa: E402
 from moss_audio.training.augment import augment, mask, mix, warp  # noqa: E402
 from moss_audio.training.examples import Example, Texts  # noqa: E402
 from moss_audio.training.loop import Plan, fit, load_weights  # noqa: E402
+from moss_audio.training.precision import autocast  # noqa: E402
 from moss_audio.training.simulate import LetterBank, garble  # noqa: E402
 from moss_audio.training.spelling import PieceSpeller, greedy_text, letter_ids, spell  # noqa: E402
 
@@ -270,3 +271,11 @@ def test_texts_to_speak_avoid_the_development_set(tmp_path):
     texts = spoken_texts(tmp_path, four_grams(tmp_path / "dev.jsonl"), (3, 6), seed=0)
     drawn = {next(texts) for _ in range(50)}
     assert "a stock item" in drawn and not any("quick brown fox jumps" in text or "12" in text for text in drawn)
+
+
+def test_bfloat16_only_where_the_processor_multiplies_it(monkeypatch):
+    for native in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda native=native: native)
+        with autocast(torch.device("cpu")):
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if native else torch.float32)

@@ -46,7 +46,7 @@ class LetterGuide:
         """`logprobs [E, L]`, blank first; `letters` are its outputs from 1 on."""
         slots = np.maximum(_slots(logprobs), FLOOR)
         foreign = np.full((len(slots), 1), np.inf)
-        self._take = np.concatenate([-slots, foreign], axis=1)
+        self._take = np.ascontiguousarray(np.concatenate([-slots, foreign], axis=1).T)
         self._pass = np.concatenate([[0.0], np.cumsum(-slots[:, 0])])
         self._letters, self._tokenizer = letters, tokenizer
         self._spell = cache(self._token_letters)
@@ -55,17 +55,18 @@ class LetterGuide:
         """Nothing written yet."""
         return Place(self._pass)
 
-    def extend(self, place: Place, tokens: Sequence[int]) -> list[Place]:
-        """The places after each of `tokens`, all written at `place`."""
-        spelled = [self._spell(token, place.started) for token in tokens]
-        costs = np.repeat(place.costs[None], len(tokens), axis=0)
+    def extend(self, steps: Sequence[tuple[Place, int]]) -> list[Place]:
+        """The places after each step, a token written at a place; all of them in one go."""
+        spelled = [self._spell(token, place.started) for place, token in steps]
+        costs = np.stack([place.costs for place, _ in steps])
         for at in range(max(map(len, spelled), default=0)):
             rows = np.array([i for i, ids in enumerate(spelled) if len(ids) > at])
             letter = np.array([spelled[i][at] for i in rows])
             new = costs[rows] + INSERTION
-            np.minimum(new[:, 1:], costs[rows, :-1] + self._take[:, letter].T, out=new[:, 1:])
+            np.minimum(new[:, 1:], costs[rows, :-1] + self._take[letter], out=new[:, 1:])
             costs[rows] = np.minimum.accumulate(new - self._pass, axis=1) + self._pass
-        return [Place(row, place.started or bool(ids)) for row, ids in zip(costs, spelled, strict=True)]
+        starts = (place.started or bool(ids) for (place, _), ids in zip(steps, spelled, strict=True))
+        return [Place(row, started) for row, started in zip(costs, starts, strict=True)]
 
     def _token_letters(self, token: int, started: bool) -> tuple[int, ...]:
         """The head's outputs that spell a token, -1 for what it cannot; the space before the first word is not said."""

@@ -91,6 +91,10 @@ def normalise(text: str, letters: str) -> str:
     return " ".join("".join(c if c in letters else " " * c.isspace() for c in folded).split())
 
 
+KEPT_ANSWERS = 16
+"""Answers whose alignment a draft remembers: a search comes back to each of its texts."""
+
+
 class LetterDraft:
     """Proposes the next tokens of a transcript from what the heads spelled; `generate` verifies them.
 
@@ -105,8 +109,7 @@ class LetterDraft:
         self._size, self._proposed, self._emitted = n_tokens, list[int](), 0
         self._codes = np.frombuffer(self.text.encode("utf-32-le"), dtype=np.uint32)
         self._columns = np.arange(len(self.text) + 1)
-        self._row = self._columns  # edits between what was read of the answer and text[:column]
-        self._read = ""
+        self._rows = {"": self._columns}  # edits between an answer and text[:column], for the answers read last
         word_end = [True, *(letter != " " and after == " " for letter, after in pairwise(self.text + " "))]
         # An unfinished word costs more than an edit: most tokens end one. A stray letter still beats two edits.
         self._unfinished = np.where(word_end, 0.0, 1.5)
@@ -134,14 +137,16 @@ class LetterDraft:
 
     def _place(self, answer: str) -> int:
         """Letters of the head's text that the normalised answer has used up."""
-        if not answer.startswith(self._read):
-            self._row, self._read = self._columns, ""
-        for letter in answer[len(self._read) :]:
-            replaced = self._row[:-1] + (self._codes != ord(letter))
-            row = np.minimum(np.append(self._row[:1] + 1, replaced), self._row + 1)
-            self._row = np.minimum.accumulate(row - self._columns) + self._columns
-        self._read = answer
-        return int(np.argmin(self._row + self._unfinished))
+        read = max((known for known in self._rows if answer.startswith(known)), key=len)
+        row = self._rows[read]
+        for letter in answer[len(read) :]:
+            replaced = row[:-1] + (self._codes != ord(letter))
+            row = np.minimum(np.append(row[:1] + 1, replaced), row + 1)
+            row = np.minimum.accumulate(row - self._columns) + self._columns
+        self._rows[answer] = row
+        if len(self._rows) > KEPT_ANSWERS:
+            del self._rows[next(known for known in self._rows if known)]
+        return int(np.argmin(row + self._unfinished))
 
 
 def forced_alignment(logprobs: np.ndarray, text: str, letters: str) -> tuple[Word, ...]:

@@ -115,7 +115,7 @@ def _unheard(text: str, backend: Backend, tokenizer: Tokenizer, heard: Heard) ->
     guide = LetterGuide(logprobs, backend.config.audio.letters, tokenizer)
     place = guide.start()
     for token in tokenizer.encode(text):
-        (place,) = guide.extend(place, [token])
+        (place,) = guide.extend([(place, token)])
     return float(place.costs[-1])
 
 

@@ -73,12 +73,12 @@ def beam_search(
             reason = "cancelled"
             break
         grown: list[tuple[Hypothesis, int]] = []
-        for parent, (beam, row) in enumerate(zip(beams, rows, strict=True)):
-            for after in _extend(beam, row, guide, draft(list(beam.tokens))[:1], ends, bias):
-                if after.tokens[-1] in ends:
-                    finished.append(after)
-                else:
-                    grown.append((after, parent))
+        proposed = [draft(list(beam.tokens))[:1] for beam in beams]
+        for after, parent in _extend(beams, rows, guide, proposed, ends, bias):
+            if after.tokens[-1] in ends:
+                finished.append(after)
+            else:
+                grown.append((after, parent))
         grown = sorted(grown, key=lambda pair: -pair[0].score)[:n_beams]
         finished = sorted(finished, key=lambda done: -done.score)[:1]
         if finished and (not grown or finished[0].score >= grown[0][0].score):
@@ -128,8 +128,8 @@ def guided_search(
             if cancelled():
                 yield TokenEvent(text.finish(), None, None, "cancelled", count_usage(inputs, len(best.tokens)))
                 return
-            options = _extend(best, row, guide, proposal[accepted : accepted + 1], ends, bias)
-            best = max(options, key=lambda option: option.score)
+            options = _extend([best], row[None], guide, [proposal[accepted : accepted + 1]], ends, bias)
+            best = max((option for option, _ in options), key=lambda option: option.score)
             token, logprob, n_tokens = best.tokens[-1], best.logprobs[-1], len(best.tokens)
             piece = "" if token in ends else text.push(token)
             if token in ends or n_tokens == budget:
@@ -147,28 +147,35 @@ def guided_search(
 
 
 def _extend(
-    beam: Hypothesis,
-    logits: np.ndarray,
+    beams: Sequence[Hypothesis],
+    rows: np.ndarray,
     guide: LetterGuide,
-    proposed: Sequence[int],
+    proposed: Sequence[Sequence[int]],
     ends: frozenset[int],
     bias: Bias | None,
-) -> Iterator[Hypothesis]:
-    """The texts one token longer that are worth a thought: what the model finds likely, and what is `proposed`."""
-    peak = float(logits.max())
-    check_finite(peak)
-    logprobs = logits - peak - np.log(np.exp(logits - peak).sum())
-    likely = np.argpartition(logprobs, -CANDIDATES)[-CANDIDATES:].tolist()
-    wanted = bias(beam.tokens) if bias else {}
-    tokens = list(dict.fromkeys([*likely, *proposed, *wanted]))
-    said = sum(beam.logprobs)
-    for token, place in zip(tokens, guide.extend(beam.place, tokens), strict=True):
+) -> Iterator[tuple[Hypothesis, int]]:
+    """The texts one token longer that are worth a thought, and which of `beams` each goes on.
+
+    After every beam that is what its logits in `rows [beams, vocab]` find likely, and what is `proposed`.
+    """
+    peaks = rows.max(axis=1, keepdims=True)
+    check_finite(float(peaks.sum()))
+    totals = peaks + np.log(np.exp(rows - peaks).sum(axis=1, keepdims=True))
+    likely = np.argpartition(rows, -CANDIDATES, axis=1)[:, -CANDIDATES:].tolist()
+    wanted = [bias(beam.tokens) if bias else {} for beam in beams]
+    pairs = [
+        (parent, token)
+        for parent, tokens in enumerate(zip(likely, proposed, wanted, strict=True))
+        for token in dict.fromkeys(token for some in tokens for token in some)
+    ]
+    places = guide.extend([(beams[parent].place, token) for parent, token in pairs])
+    for (parent, token), place in zip(pairs, places, strict=True):
+        beam, logprob = beams[parent], float(rows[parent, token] - totals[parent, 0])
         cost = float(place.costs[-1] if token in ends else place.costs.min())
         behind = len(place.costs) - 1 if token in ends else int(place.costs.argmin())
-        logprob = float(logprobs[token])
-        favour = beam.favour + max(0.0, wanted.get(token, logprob) - logprob)
-        score = said + logprob + favour - LETTERS_WEIGHT * cost + PROGRESS * behind
-        yield Hypothesis((*beam.tokens, token), (*beam.logprobs, logprob), place, score, favour)
+        favour = beam.favour + max(0.0, wanted[parent].get(token, logprob) - logprob)
+        score = sum(beam.logprobs) + logprob + favour - LETTERS_WEIGHT * cost + PROGRESS * behind
+        yield Hypothesis((*beam.tokens, token), (*beam.logprobs, logprob), place, score, favour), parent
 
 
 def _common(texts: list[tuple[int, ...]]) -> int:

@@ -36,6 +36,7 @@ from moss_audio.training.feed import Background
 from moss_audio.training.letters import MEL_MULTIPLE
 from moss_audio.training.loop import Plan, compile_layers, fit, load_weights
 from moss_audio.training.naming import Words
+from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
 from moss_audio.training.scenes import World
 from moss_audio.training.simulate import LetterBank, garble
@@ -90,7 +91,7 @@ def build_bank(model: AudioLM, stores: Sequence[MelStore], clips: int, rng: np.r
             continue
         mel = augment(torch.from_numpy(store[i].astype(np.float32)), rng)
         device = model.audio_adapter.down_proj.weight.device
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             out = model.audio_encoder(*cut([[mel.to(device)]], model.config.audio.chunk_mel_frames))
         assert out.letter_logprobs is not None
         ids = letter_ids(spelled)
@@ -191,7 +192,7 @@ class Reader:
     def transcribe(self, mels: Sequence[np.ndarray], max_new_tokens: int = 120) -> list[str]:
         """Greedy transcripts of several clips at a time."""
         eager = torch.compiler.set_stance("force_eager")  # a cache grows token by token: each would be compiled anew
-        with eager, torch.autocast(self.device.type, torch.bfloat16):
+        with eager, autocast(self.device):
             heard = self.hear(mels)
             spellings = self._spelled(heard)
             asked = [self._ask(mel, TRANSCRIBE, spelled.quoted) for mel, spelled in zip(mels, spellings, strict=True)]

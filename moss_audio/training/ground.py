@@ -27,6 +27,7 @@ from moss_audio.training.augment import mask
 from moss_audio.training.feed import Background
 from moss_audio.training.loop import Plan, fit, load_weights
 from moss_audio.training.naming import SILENCE, Words, frame_names
+from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
 from moss_audio.training.scenes import World
 
@@ -74,7 +75,7 @@ class Listener:
         device = self.words.centre.device
         mels = [torch.from_numpy(mel) for mel, _ in batch]
         rows = [[(mask(mel, rng) if rng else mel).to(device)] for mel in mels]
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             heard = self.model.audio_encoder(*cut(rows, self.model.config.audio.chunk_mel_frames))
             taps = self.model.stacked_taps(heard)
         counts = [-(-mel.shape[1] // 8) for mel in mels]
@@ -88,7 +89,7 @@ class Listener:
     def loss(self, picks: Sequence[tuple[Tensor, Tensor]], frame_weight: float) -> Tensor:
         """Frames and sounds of several scenes."""
         taps, target = torch.cat([taps for taps, _ in picks], 1), torch.cat([target for _, target in picks])
-        heard = self.hear(F.dropout(taps, 0.1))
+        heard = self.hear(F.dropout(taps.float(), 0.1))
         return self.words.loss(heard, target, [len(target) for _, target in picks], frame_weight)
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from moss_audio.model.encoder import Encoder, EncoderOutput
 from moss_audio.training.examples import Feed, Source
 from moss_audio.training.feed import Background
 from moss_audio.training.loop import Plan, compile_layers, fit, load_weights
+from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
 from moss_audio.training.spelling import PieceSpeller, greedy_text, letter_ids, spell
 
@@ -78,7 +79,7 @@ def word_error_rates(encoder: Encoder, speller: PieceSpeller | None, store: MelS
     encoder.eval()
     rates = [ErrorRate(), ErrorRate()]
     for i in range(min(limit, len(store))):
-        with torch.autocast(encoder.layer_norm.weight.device.type, torch.bfloat16):
+        with autocast(encoder.layer_norm.weight.device):
             out = heard(encoder, [store[i]])
         assert out.letter_logprobs is not None
         length = int(out.lengths[0])

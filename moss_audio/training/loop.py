@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
 
 
@@ -74,7 +75,7 @@ def fit(
     while step < plan.steps:
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * plan.scale(step)
-        with torch.autocast(parameters[0].device.type, torch.bfloat16):
+        with autocast(parameters[0].device):
             loss, count = loss_of(rng)
         loss.backward()  # type: ignore[no-untyped-call]
         mean_loss, count = run.average(parameters, loss.detach(), count)

@@ -17,6 +17,7 @@ from moss_audio.data.manifest import MelStore
 from moss_audio.inference.letters import forced_alignment
 from moss_audio.model.audio_lm import cut
 from moss_audio.model.encoder import Encoder
+from moss_audio.training.precision import autocast
 from moss_audio.training.spelling import spell
 
 MEL_FRAMES_PER_SECOND = 100
@@ -66,7 +67,7 @@ class WordPool:
 def _cut_words(i: int, spelled: str, mel: np.ndarray, encoder: Encoder) -> list[SpokenWord]:
     """The words of a clip, parted halfway between the last letter of one and the first of the next."""
     device = encoder.layer_norm.weight.device
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         clip = torch.from_numpy(mel.astype(np.float32)).to(device)
         out = encoder(*cut([[clip]], encoder.config.chunk_mel_frames))
     assert out.letter_logprobs is not None
