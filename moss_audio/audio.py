@@ -12,7 +12,7 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -233,6 +233,8 @@ def _check_wav_length(file: BinaryIO, head: bytes, size: int, name: str) -> None
             if held < _MIN_DECODED * promised and promised < 0x7FFF0000:
                 raise CorruptAudioError(f"{name} is cut off: {promised} bytes of samples are promised, {held} follow")
             return
+        if promised > size - file.tell():  # FFmpeg would take that much memory before it finds out
+            raise CorruptAudioError(f"{name} is damaged: its part {chunk!r} claims to have {promised} bytes")
         file.seek(promised + promised % 2, os.SEEK_CUR)
 
 
@@ -298,17 +300,22 @@ def _packets(container: InputContainer, stream: AudioStream) -> Iterator[Any]:
         return
 
 
+_SAMPLES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}
+"""FFmpeg's sample formats that are read."""
+
+
 def _mono(frame: av.AudioFrame, channels: int) -> np.ndarray:
     """The mean over the channels of a frame, float32 with full scale at 1."""
-    try:
-        samples: np.ndarray = frame.to_ndarray()
-    except ValueError as error:
-        raise UnsupportedAudioError(
-            f"samples of type {frame.format.name} cannot be read; convert to 16 bits"
-        ) from error
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, channels).T
-    scaled = samples.astype(np.float32)
+    kind = _SAMPLES.get(frame.format.name.removesuffix("p"))
+    if kind is None:
+        raise UnsupportedAudioError(f"samples of type {frame.format.name} cannot be read; convert to 16 bits")
+    planes: Sequence[Any] = frame.planes
+    if frame.format.is_planar:  # PyAV counts planes beyond the eighth by what lies behind them: take the true ones
+        samples = np.stack([np.frombuffer(plane, kind, frame.samples) for plane in planes[:channels]])
+    else:
+        samples = np.frombuffer(planes[0], kind, frame.samples * channels).reshape(-1, channels).T
+    with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused
+        scaled = samples.astype(np.float32)
     if samples.dtype == np.uint8:
         scaled = (scaled - 128.0) / 128.0
     elif samples.dtype.kind == "i":

@@ -122,6 +122,12 @@ def test_channels_are_averaged_without_a_downmix_matrix() -> None:
     np.testing.assert_allclose(load_audio(encode("wav", "pcm_f32le", surround, layout="5.1")), left / 6, atol=1e-7)
 
 
+def test_channels_beyond_the_eighth_of_a_planar_stream() -> None:
+    """Found by fuzzing: AAC that begins with 15 channels and goes on with one; reading its 31 "planes" crashed."""
+    samples = load_audio(Path(__file__).parent / "data/fifteen_channels.aac")
+    assert samples.shape == (5 * 1024,) and np.isfinite(samples).all()
+
+
 def test_resampling_keeps_time_and_shape() -> None:
     samples = load_audio(encode("wav", "pcm_f32le", tone(1.0, 48_000), 48_000))
     assert len(samples) == SAMPLE_RATE
@@ -150,6 +156,7 @@ def test_a_change_of_rate_in_the_stream() -> None:
         ),
         (b"ffconcat version 1.0\nfile clip.wav\n", UnsupportedAudioError, "not audio"),
         (b"RIFF\x24\x00\x00\x00WAVEfmt ", CorruptAudioError, "damaged"),
+        (b"RIFF\x24\x00\x00\x00WAVELIST\x1a\x00\x00TINFO", CorruptAudioError, "claims to have 1409286170 bytes"),
     ],
 )
 def test_what_is_no_recording(

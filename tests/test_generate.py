@@ -156,6 +156,7 @@ def test_sampler_draws_from_the_stated_distribution():
     np.testing.assert_allclose(frequencies(top_p=0.9), [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0], atol=0.03)
     np.testing.assert_allclose(frequencies(top_p=0.4), [1, 0, 0, 0])
     np.testing.assert_allclose(frequencies(temperature=0.5), np.square([0.5, 0.3, 0.15, 0.05]) / 0.365, atol=0.03)
+    np.testing.assert_allclose(frequencies(temperature=1e-320), [1, 0, 0, 0])
 
 
 def test_penalty_moves_the_choice_but_not_the_logprob():

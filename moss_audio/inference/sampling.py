@@ -79,8 +79,9 @@ class Sampler:
         top_k = min(self.params.top_k or scores.size, scores.size)
         order = np.argpartition(-scores, top_k - 1)[:top_k]
         order = order[np.lexsort((order, -scores[order]))]
-        scaled = scores[order].astype(np.float64) / self.params.temperature
-        probs = np.exp(scaled - scaled[0])
+        below = scores[order].astype(np.float64) - scores[order[0]]
+        with np.errstate(over="ignore"):  # a temperature of next to nothing leaves only the best
+            probs = np.exp(below / self.params.temperature)
         probs /= probs.sum()
         kept = int(np.searchsorted(np.cumsum(probs), self.params.top_p)) + 1 if self.params.top_p < 1.0 else len(probs)
         probs = probs[:kept] / probs[:kept].sum()
