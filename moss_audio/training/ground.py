@@ -1,29 +1,28 @@
 """Stage *ground*: the mergers learn to put into the decoder's first layers what a word for the sound would put there.
 
-`python -m moss_audio.training.ground RECIPE DATA OUT --model FOLDER [--letters STATE] [--resume]`. The language model
-does not run: its hidden states for every label are taken once, and each audio frame of a scene learns to look, at the
-output of layer k, like the label of what sounds in it. A pretrained decoder reads such frames as words at once.
-The encoder is frozen: its taps for `kept_scenes` scenes are computed once and kept.
+`python -m moss_audio.training.ground RECIPE DATA OUT --model FOLDER [--letters STATE] [--resume]`. Neither the encoder
+nor the language model is trained: a linear map a tap is fitted from the mean of a sound's taps to the hidden states of
+its label, and put into hidden units of the mergers that do least. A decoder learns to read such frames as words.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from moss_audio.audio import log_mel
+from moss_audio.audio import SAMPLE_RATE, log_mel
 from moss_audio.model.audio_lm import AudioLM, cut
 from moss_audio.model.decoder import GatedMLP
 from moss_audio.processor import Processor
-from moss_audio.training.augment import mask
 from moss_audio.training.feed import Background
 from moss_audio.training.loop import Plan, fit, load_weights
 from moss_audio.training.naming import SILENCE, Words, frame_names
@@ -34,21 +33,8 @@ from moss_audio.training.scenes import World
 Labelled = tuple[np.ndarray, list[list[str]]]
 """A mel `[n_mels, F]` and the names of what sounds in each of its audio frames."""
 
-
-@torch.no_grad()
-def whiten(mergers: Sequence[GatedMLP] | torch.nn.ModuleList, taps: Tensor) -> None:
-    """Start `mergers` anew on inputs that are nearly constant: taps `[K, S, C]` vary by a third of their mean.
-
-    The gates see each column at unit variance; along the mean, which acts as a bias, they get a value of chance.
-    """
-    for merger, tap in zip(mergers, taps, strict=True):
-        assert isinstance(merger, GatedMLP)
-        mean, spread = tap.mean(0), tap.std(0)
-        for projection in (merger.gate_proj, merger.up_proj):
-            weight = torch.randn_like(projection.weight) / tap.shape[1] ** 0.5 / spread
-            bias = 0.5 * torch.randn(len(weight), 1, device=weight.device)
-            projection.weight.copy_(weight + (bias - (weight @ mean)[:, None]) * mean / mean.square().sum())
-        merger.down_proj.weight.normal_(std=merger.down_proj.in_features**-0.5)
+GATE = 4.0
+"""What the gates of linear units see; their SiLU is nearly straight there."""
 
 
 class Scenes:
@@ -63,84 +49,163 @@ class Scenes:
         return [(log_mel(scene.samples, self.n_mels), frame_names(scene)) for scene in drawn]
 
 
+def recordings(world: World, n_mels: int, longest: float = 10.0) -> Iterator[Labelled]:
+    """Every sound as it was recorded, up to its first `longest` seconds."""
+    for pool, _ in world.sounds:
+        for label in pool.labels:
+            for i in pool.by_label[label]:
+                mel = log_mel(pool.store[i][: int(longest * SAMPLE_RATE)], n_mels)
+                yield mel, [[label]] * -(-mel.shape[1] // 8)
+
+
 class Listener:
-    """The network as this stage trains it: the frozen encoder's taps, and what the mergers make of them."""
+    """The frozen encoder: what its taps are on average while something sounds."""
 
     def __init__(self, model: AudioLM, words: Words) -> None:
-        self.model, self.words, self.mergers = model, words, model.deepstack_audio_merger_list
+        self.model, self.words = model, words
 
     @torch.no_grad()
-    def features(self, batch: Sequence[Labelled], rng: np.random.Generator | None) -> list[tuple[Tensor, Tensor]]:
-        """Stacked taps `[K, S, C]` and targets `[S, labels]` of every scene."""
+    def taps(self, mels: Sequence[np.ndarray]) -> list[Tensor]:
+        """Stacked taps `[K, S, C]` of every clip."""
         device = self.words.centre.device
-        mels = [torch.from_numpy(mel) for mel, _ in batch]
-        rows = [[(mask(mel, rng) if rng else mel).to(device)] for mel in mels]
+        rows = [[torch.from_numpy(mel).to(device)] for mel in mels]
         with autocast(device):
             heard = self.model.audio_encoder(*cut(rows, self.model.config.audio.chunk_mel_frames))
-            taps = self.model.stacked_taps(heard)
-        counts = [-(-mel.shape[1] // 8) for mel in mels]
-        parts = taps.to(torch.bfloat16).split(counts, dim=1)
-        return [(part, self.words.target(frames, n)) for part, n, (_, frames) in zip(parts, counts, batch, strict=True)]
+            taps = self.model.stacked_taps(heard).float()
+        return list(taps.split([-(-mel.shape[1] // 8) for mel in mels], dim=1))
 
-    def hear(self, taps: Tensor) -> Tensor:
-        """The states `[K, S, D]` that the mergers give."""
-        return torch.stack([merger(tap) for merger, tap in zip(self.mergers, taps, strict=True)])
-
-    def loss(self, picks: Sequence[tuple[Tensor, Tensor]], frame_weight: float) -> Tensor:
-        """Frames and sounds of several scenes."""
-        taps, target = torch.cat([taps for taps, _ in picks], 1), torch.cat([target for _, target in picks])
-        heard = self.hear(F.dropout(taps.float(), 0.1))
-        return self.words.loss(heard, target, [len(target) for _, target in picks], frame_weight)
-
-    @torch.no_grad()
-    def names_right(self, item: Labelled) -> bool:
-        """Whether one sound by itself gets its name, by the mean of the frames in which it sounds."""
-        ((taps, target),) = self.features([item], None)
-        sounding = target[:, self.words.index[SILENCE]] == 0
-        label = next(name for frame in item[1] for name in frame if name != SILENCE)
-        return self.words.nearest(self.hear(taps.float())[:, sounding]) == label
+    def pooled(self, batch: Sequence[Labelled]) -> Iterator[tuple[Tensor, int]]:
+        """The mean of the taps `[K, C]` over the frames of every sound, silence where there is none, and its name."""
+        for taps, (_, frames) in zip(self.taps([mel for mel, _ in batch]), batch, strict=True):
+            names = [frames[min(i, len(frames) - 1)] for i in range(taps.shape[1])]
+            sounding = {name for here in names for name in here} - {SILENCE} or {SILENCE}
+            for name in sorted(sounding):
+                where = torch.tensor([name in here for here in names], device=taps.device)
+                yield taps[:, where].mean(1), self.words.index[name]
 
 
-def unheard_sounds(recipe: Mapping[str, Any], data: Path, cache: Path, n_mels: int) -> list[Labelled]:
-    """The 80 sounds of development that the stage is measured on, always the same."""
-    apart = World(recipe["scenes"] | {"shares": {"sound": 1}}, data, cache, dev=True)
-    rng = np.random.default_rng(5)
-    drawn = (apart.draw(rng)[1] for _ in range(80))
-    return [(log_mel(scene.samples, n_mels), frame_names(scene)) for scene in drawn]
+class Maps(nn.Module):
+    """Linear maps from pooled taps `[N, K, C]` to states `[K, N, D]` about the words' centre."""
+
+    mean: Tensor
+    spread: Tensor
+    bias: Tensor
+
+    def __init__(self, words: Words, taps: Tensor, labels: Tensor, ridge: float = 0.1) -> None:
+        """Begin with ridge regression to the states of the labels, rare ones counted up by the root of their number."""
+        super().__init__()
+        self.register_buffer("mean", taps.mean(0))
+        self.register_buffer("spread", taps.std(0) + 1e-4)
+        shares = label_shares(labels)
+        x, want = ((taps - self.mean) / self.spread).transpose(0, 1), words.directions * words.size[:, None, None]
+        targets = want[:, labels]
+        bias = (targets * shares[:, None]).sum(1)
+        products = x.transpose(1, 2) @ (x * shares[:, None]) + ridge * torch.eye(x.shape[-1], device=x.device)
+        weight = torch.linalg.solve(products, x.transpose(1, 2) @ ((targets - bias[:, None]) * shares[:, None]))
+        self.weight = nn.Parameter(weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, taps: Tensor, dropout: float = 0.0) -> Tensor:
+        x = F.dropout((taps - self.mean) / self.spread, dropout)
+        return torch.einsum("nkc,kcd->knd", x, self.weight) + self.bias[:, None]
+
+
+def label_shares(labels: Tensor) -> Tensor:
+    """Chances `[N]` to draw each sound: a label comes by the root of its number."""
+    shares = labels.bincount()[labels].float().rsqrt()
+    return shares / shares.sum()
+
+
+@torch.no_grad()
+def put_in(mergers: Sequence[GatedMLP] | nn.ModuleList, maps: Maps, taps: Sequence[Tensor], scale: float) -> None:
+    """Let `mergers` add what `maps` say, `scale` times, with the hidden units that do least for `taps` `[K, S, C]`.
+
+    A map of rank r takes r + 1 units: its singular vectors, and one for the constant. Their gates all see the mean of
+    the taps, which hardly varies.
+    """
+    seen = torch.cat(list(taps), 1)
+    for k, merger in enumerate(mergers):
+        assert isinstance(merger, GatedMLP)
+        gate, up, down = merger.gate_proj.weight, merger.up_proj.weight, merger.down_proj.weight
+        used = (F.silu(seen[k] @ gate.T) * (seen[k] @ up.T)).square().mean(0).sqrt() * down.norm(dim=0)
+        mean = maps.mean[k]
+        matrix = scale * maps.weight[k] / maps.spread[k][:, None]
+        left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+        rank = min(int((sizes > 1e-3 * sizes[0]).sum()), len(used) - 1)
+        free, passed = used.argsort()[: rank + 1], float(F.silu(torch.tensor(GATE)))
+        along = mean / mean.square().sum()
+        gate[free] = GATE * along
+        up[free[:-1]] = (left[:, :rank] * sizes[:rank].sqrt()).T
+        up[free[-1]] = along
+        down[:, free[:-1]] = (right[:rank] * sizes[:rank, None].sqrt()).T / passed
+        down[:, free[-1]] = (scale * maps.bias[k] - mean @ matrix) / passed
+
+
+def collect(listener: Listener, batches: Iterator[Sequence[Labelled]], most: int) -> tuple[Tensor, Tensor]:
+    """Pooled taps `[N, K, C]` and labels `[N]` of up to `most` sounds."""
+    found: list[tuple[Tensor, int]] = []
+    for batch in batches:
+        found += listener.pooled(batch)
+        print(f"\r{min(len(found), most)}/{most} sounds heard", end="", flush=True)
+        if len(found) >= most:
+            break
+    print()
+    return torch.stack([taps for taps, _ in found[:most]]), torch.tensor([label for _, label in found[:most]])
+
+
+def batches_of(clips: Iterator[Labelled], size: int = 16) -> Iterator[list[Labelled]]:
+    """Clips in batches."""
+    batch: list[Labelled] = []
+    for clip in clips:
+        batch.append(clip)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def train(
     model: AudioLM, processor: Processor, recipe: Mapping[str, Any], data: Path, state: Path, resume: bool
 ) -> None:
-    """Run the stage as the recipe says; `state` is where it keeps its weights, with samples in `pcm` beside it."""
-    n_mels, cache = processor.config.n_mels, state.parent / "pcm"
+    """Run the stage as the recipe says; `state` is where the mergers go, with samples in `pcm` beside it.
+
+    What was heard is kept in `STATE.taps`, the maps under way in `STATE.maps`.
+    """
+    n_mels, cache, heard = processor.config.n_mels, state.parent / "pcm", state.with_suffix(".taps")
     world = World(recipe["scenes"], data, cache)
     listener = Listener(model, Words.of(model, processor, world))
     model.audio_encoder.requires_grad_(False).eval()
-    unheard = unheard_sounds(recipe, data, cache, n_mels)
-    kept, fresh = list[tuple[Tensor, Tensor]](), not (resume and state.exists())
-
-    def keep(feed: Background[list[Labelled]], rng: np.random.Generator) -> None:
-        while len(kept) < recipe["kept_scenes"]:
-            kept.extend(listener.features(feed.next(rng), rng))
-        print(f"{len(kept)} scenes kept", flush=True)
-        feed.close()
-        if recipe.get("whiten") and fresh:
-            whiten(listener.mergers, torch.cat([taps for taps, _ in kept[:200]], 1).float())
-            processes().share(listener.mergers.parameters())
+    with Background(Scenes(world, n_mels, batch=16), recipe["seed"]) as feed:
+        rng = np.random.default_rng(recipe["seed"])
+        few = listener.taps([mel for mel, _ in feed.next(rng)])
+        if not (resume and heard.exists()):
+            clips = collect(listener, batches_of(recordings(world, n_mels)), recipe["recordings"])
+            scenes = collect(listener, iter(lambda: feed.next(rng), None), recipe["kept_scenes"])
+            apart = World(recipe["scenes"], data, cache, dev=True)
+            unheard = collect(listener, batches_of(recordings(apart, n_mels)), recipe["dev_clips"])
+            names = ("taps", "labels", "dev_taps", "dev_labels")
+            parts = (*(torch.cat(pair) for pair in zip(clips, scenes, strict=True)), *unheard)
+            save_file({name: part.contiguous() for name, part in zip(names, parts, strict=True)}, heard)
+    kept = {name: part.to(few[0].device) for name, part in load_file(heard).items()}
+    words, taps, labels = listener.words, kept["taps"], kept["labels"]
+    maps, shares = Maps(words, taps, labels), label_shares(labels)
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
-        if not kept:
-            keep(feed, rng)
-        picks = [kept[i] for i in rng.integers(len(kept), size=recipe["batch_size"])]
-        return listener.loss(picks, recipe["frame_weight"]), len(picks)
+        picks = torch.from_numpy(rng.choice(len(labels), recipe["batch_size"], p=shares.double().cpu().numpy()))
+        return words.sound_loss(maps(taps[picks], recipe["dropout"]), labels[picks]), len(picks)
 
     def dev() -> dict[str, Any]:
-        right = sum(listener.names_right(item) for item in unheard)
-        return {"dev_named": round(right / len(unheard), 3), "dev_clips": len(unheard)}
+        with torch.no_grad():
+            right = int((words.nearest(maps(kept["dev_taps"])) == kept["dev_labels"]).sum())
+        return {"dev_named": round(right / len(kept["dev_labels"]), 3), "dev_clips": len(kept["dev_labels"])}
 
-    with Background(Scenes(world, n_mels, batch=24), recipe["seed"]) as feed:
-        fit(model, Plan.of(recipe), loss_of, dev, state, resume)
+    fit(maps, Plan.of(recipe), loss_of, dev, state.with_suffix(".maps"), resume)
+    mergers = model.deepstack_audio_merger_list
+    put_in(mergers, maps, few, recipe["scale"])
+    if processes().rank == 0:
+        weights = mergers.state_dict(prefix="deepstack_audio_merger_list.")
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, state)
 
 
 def main() -> None:

@@ -36,7 +36,8 @@ class Plan:
     @classmethod
     def of(cls, recipe: Mapping[str, Any]) -> Plan:
         """The plan in a recipe file."""
-        return cls(recipe["steps"], recipe["warmup"], recipe["lr"], recipe["dev_every"], recipe["seed"])
+        decay = recipe.get("weight_decay", 0.01)
+        return cls(recipe["steps"], recipe["warmup"], recipe["lr"], recipe["dev_every"], recipe["seed"], decay)
 
     def rate(self, name: str) -> float:
         """The peak learning rate of a parameter."""

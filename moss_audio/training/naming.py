@@ -108,15 +108,16 @@ class Words:
         found, which = group.unique(return_inverse=True)
         share = F.one_hot(which, len(found)).float()
         mean = torch.einsum("sg,ksd->kgd", share / share.sum(0), heard)
-        logits = self.logits(mean)
-        label = found % len(self.names)
-        want = self.directions[:, label] * self.size[:, None, None]
-        distance = ((mean - want).square().sum(-1) / self.size[:, None].square()).mean()
-        each = F.cross_entropy(logits.flatten(0, 1), label.repeat(len(logits)))
-        return each + F.cross_entropy(logits.mean(0), label) + 0.05 * distance
+        return self.sound_loss(mean, found % len(self.names))
 
-    def nearest(self, states: Tensor) -> str:
-        """The name for states `[K, S, D]` of frames that sound alike, by their mean and all layers together."""
-        heard = states.mean(1) - self.centre[:, 0]
-        total = torch.einsum("kd,kld->l", F.normalize(heard, dim=-1), self.directions)
-        return self.names[int(total.argmax())]
+    def sound_loss(self, heard: Tensor, labels: Tensor) -> Tensor:
+        """How far the states `[K, N, D]` of whole sounds, about the centre, are from those of their `labels [N]`."""
+        logits = self.logits(heard)
+        want = self.directions[:, labels] * self.size[:, None, None]
+        distance = ((heard - want).square().sum(-1) / self.size[:, None].square()).mean()
+        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)))
+        return each + F.cross_entropy(logits.mean(0), labels) + 0.05 * distance
+
+    def nearest(self, heard: Tensor) -> Tensor:
+        """The names `[N]` that states `[K, N, D]` about the centre are nearest to, all layers together."""
+        return self.logits(heard).sum(0).argmax(-1)
