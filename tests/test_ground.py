@@ -13,7 +13,7 @@ from toys import SCENES, SOUNDS, tiny_config, tiny_processor, write_world  # noq
 from moss_audio.data.manifest import held_out  # noqa: E402
 from moss_audio.model.audio_lm import AudioLM  # noqa: E402
 from moss_audio.model.decoder import GatedMLP  # noqa: E402
-from moss_audio.training import align, ground  # noqa: E402
+from moss_audio.training import ground  # noqa: E402
 from moss_audio.training.examples import Scenes  # noqa: E402
 from moss_audio.training.loop import load_weights  # noqa: E402
 from moss_audio.training.naming import Words, frame_names  # noqa: E402
@@ -140,23 +140,6 @@ def test_ground_teaches_the_mergers_and_nothing_else(data, tmp_path, byte_tokeni
     load_weights(state, again)
     for name in changed:
         torch.testing.assert_close(again.state_dict()[name], model.state_dict()[name], atol=1e-4, rtol=1e-3)
-
-
-def test_reading_goes_on_naming(data, tmp_path, byte_tokenizer):
-    torch.manual_seed(0)
-    model, processor = AudioLM(tiny_config()), tiny_processor(byte_tokenizer)
-    world, rng = World(RECIPE["scenes"], data, tmp_path), np.random.default_rng(0)
-    scenes = Scenes(world, 1.0, 80, turns=(1,))
-    examples = [scenes.draw(rng, (), 0.0) for _ in range(4)]
-    assert all(example.frames and not example.more for example in examples)
-    reader, words = align.Reader(model, processor), Words.of(model, processor, world)
-    alone = reader.loss(examples, np.random.default_rng(0), 0.0)
-    reader.name(words, 0.5)
-    both = reader.loss(examples, np.random.default_rng(0), 0.0)
-    targets = [words.target(example.frames, -(-example.mel.shape[1] // 8)) for example in examples]
-    heard = model.adapt_output(reader.hear([example.mel for example in examples])).deepstack
-    apart = words.loss(heard, torch.cat(targets), [len(target) for target in targets], align.FRAME_WEIGHT)
-    assert float((both - alone).detach()) == pytest.approx(0.5 * float(apart.detach()), rel=1e-4)
 
 
 def test_turns_come_in_their_shares(data, tmp_path):

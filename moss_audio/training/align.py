@@ -2,8 +2,7 @@
 
 `python -m moss_audio.training.align RECIPE DATA OUT --model FOLDER [--letters STATE] [--start STATE] [--resume]`.
 The encoder is frozen; adapter, mergers and language model train on clips and on sentences that are only spelled (see
-`simulate`). What else a recipe may name: `conversations`, `adapting` instead of training the weights themselves, and
-`naming`, a weight with which the mergers go on learning what *ground* taught them.
+`simulate`). What else a recipe may name: `conversations`, and `adapting` instead of training the weights themselves.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from moss_audio.training.examples import Chats, Example, Feed, Scenes, Sentences
 from moss_audio.training.feed import Background
 from moss_audio.training.letters import MEL_MULTIPLE
 from moss_audio.training.loop import Plan, compile_layers, fit, load_weights
-from moss_audio.training.naming import Words
 from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
 from moss_audio.training.scenes import World
@@ -44,13 +42,6 @@ from moss_audio.training.spelling import letter_ids, spell
 
 TOKEN_MULTIPLE = 32
 """Lengths of batches: each new one costs a CPU the making of new kernels, and its memory falls to pieces."""
-
-
-MEL_FRAMES = 8
-"""Mel frames in an audio frame."""
-
-FRAME_WEIGHT = 0.3
-"""Of single frames in the loss of names, beside whole sounds."""
 
 
 @torch.no_grad()
@@ -106,12 +97,6 @@ class Reader:
     def __init__(self, model: AudioLM, processor: Processor, bank: LetterBank | None = None) -> None:
         self.model, self.processor, self.bank = model, processor, bank
         self.device = model.audio_adapter.down_proj.weight.device
-        self.words: Words | None = None
-        self.naming = 0.0
-
-    def name(self, words: Words, weight: float) -> None:
-        """Let the loss hold the mergers to the `words` for what sounds, with this weight, as stage *ground* does."""
-        self.words, self.naming = words, weight
 
     @torch.no_grad()
     def hear(self, mels: Sequence[np.ndarray]) -> EncoderOutput:
@@ -143,19 +128,7 @@ class Reader:
         audio = self.model.adapt_output(heard) if heard is not None else None
         hidden = self.model.hidden(ids, audio_mask, audio)
         logits = self.model.logits(hidden[:, :-1][loss_mask[:, 1:]])
-        loss = F.cross_entropy(logits.float(), ids[loss_mask])
-        if self.words is not None and audio is not None and any(example.frames for example in spoken):
-            loss = loss + self.naming * self._naming(spoken, audio.deepstack, self.words)
-        return loss
-
-    def _naming(self, spoken: Sequence[Example], deepstack: Tensor, words: Words) -> Tensor:
-        """How far the mergers' states are from the words for what sounds, where the examples say it."""
-        counts = [-(-example.mel.shape[1] // MEL_FRAMES) for example in spoken if example.mel is not None]
-        known = [(states, words.target(example.frames, n))
-                 for states, example, n in zip(deepstack.split(counts, 1), spoken, counts, strict=True)
-                 if example.frames]  # fmt: skip
-        states, target = torch.cat([states for states, _ in known], 1), torch.cat([target for _, target in known])
-        return words.loss(states, target, [len(target) for _, target in known], FRAME_WEIGHT)
+        return F.cross_entropy(logits.float(), ids[loss_mask])
 
     def _plain(self, text: str) -> Inputs:
         """Text outside any conversation; its first token is given."""
@@ -242,8 +215,6 @@ def train(
             return Chats(source, data)
         if "scenes" in source:
             world = World(source["scenes"], data, state.parent / "pcm")
-            if "naming" in recipe:
-                reader.name(Words.of(model, processor, world), recipe["naming"])
             return Scenes(world, float(source["weight"]), n_mels, source.get("turns", (1, 1, 1)))
         if "conversations" in source:
             return conversations.Conversations(source, data, n_mels)

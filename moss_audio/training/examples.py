@@ -22,7 +22,6 @@ from moss_audio.inference.letters import Spelling
 from moss_audio.model.encoder import Encoder
 from moss_audio.prompts import TRANSCRIBE
 from moss_audio.training.augment import augment, mask
-from moss_audio.training.naming import frame_names
 from moss_audio.training.scenes import World, ask
 from moss_audio.training.simulate import LetterBank, garble
 from moss_audio.training.spelling import greedy_text, letter_ids, spell
@@ -43,7 +42,7 @@ Task = Callable[[Row, np.random.Generator], tuple[str, str] | None]
 class Example:
     """Question and answer about a clip's `mel [n_mels, F]`, or about a spelling where nobody spoke; `more` turns.
 
-    A `plain` one is its answer alone, text outside any conversation. `frames` names what sounds in each audio frame.
+    A `plain` one is its answer alone, text outside any conversation.
     """
 
     question: str
@@ -52,7 +51,6 @@ class Example:
     spelled: str = ""
     more: Sequence[tuple[str, str]] = ()
     plain: bool = False
-    frames: Sequence[Sequence[str]] = ()
 
     @property
     def size(self) -> int:
@@ -195,7 +193,7 @@ class Scenes:
         mel = log_mel(scene.samples, self.n_mels)
         if rng.random() < 0.5:
             mel = mask(torch.from_numpy(mel), rng, band=8, rate=0.03).numpy()
-        return Example(*turns[0], mel=mel, more=turns[1:], frames=frame_names(scene))
+        return Example(*turns[0], mel=mel, more=turns[1:])
 
 
 class Chats:

@@ -96,7 +96,7 @@ class Maps(nn.Module):
         super().__init__()
         self.register_buffer("mean", taps.mean(0))
         self.register_buffer("spread", taps.std(0) + 1e-4)
-        shares = label_shares(labels)
+        shares = label_shares(labels).float()
         x, want = ((taps - self.mean) / self.spread).transpose(0, 1), words.directions * words.size[:, None, None]
         targets = want[:, labels]
         bias = (targets * shares[:, None]).sum(1)
@@ -112,7 +112,7 @@ class Maps(nn.Module):
 
 def label_shares(labels: Tensor) -> Tensor:
     """Chances `[N]` to draw each sound: a label comes by the root of its number."""
-    shares = labels.bincount()[labels].float().rsqrt()
+    shares = labels.bincount()[labels].double().rsqrt()
     return shares / shares.sum()
 
 
@@ -189,11 +189,11 @@ def train(
             save_file({name: part.contiguous() for name, part in zip(names, parts, strict=True)}, heard)
     kept = {name: part.to(few[0].device) for name, part in load_file(heard).items()}
     words, taps, labels = listener.words, kept["taps"], kept["labels"]
-    maps, shares = Maps(words, taps, labels), label_shares(labels)
+    maps, shares = Maps(words, taps, labels), label_shares(labels).cpu().numpy()
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
-        picks = torch.from_numpy(rng.choice(len(labels), recipe["batch_size"], p=shares.double().cpu().numpy()))
-        return words.sound_loss(maps(taps[picks], recipe["dropout"]), labels[picks]), len(picks)
+        picks = torch.from_numpy(rng.choice(len(labels), recipe["batch_size"], p=shares))
+        return words.loss(maps(taps[picks], recipe["dropout"]), labels[picks]), len(picks)
 
     def dev() -> dict[str, Any]:
         with torch.no_grad():

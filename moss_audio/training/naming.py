@@ -77,40 +77,11 @@ class Words:
         names = names_of(world)
         return cls(names, label_states(model, processor, names, len(model.config.audio.taps)))
 
-    def target(self, frames: Sequence[Sequence[str]], n: int) -> Tensor:
-        """Shares `[n, labels]` of the names in each frame; the last frame again where there are fewer than n."""
-        target = torch.zeros(n, len(self.names))
-        for i in range(n):
-            here = frames[min(i, len(frames) - 1)]
-            for name in here:
-                target[i, self.index[name]] = 1 / len(here)
-        return target.to(self.centre.device)
-
     def logits(self, heard: Tensor) -> Tensor:
         """Scaled cosines `[K, S, labels]` of states `[K, S, D]` without their centre."""
         return SHARPNESS * torch.einsum("ksd,kld->ksl", F.normalize(heard, dim=-1), self.directions)
 
-    def loss(self, states: Tensor, target: Tensor, lengths: Sequence[int], frame_weight: float) -> Tensor:
-        """How far `states [K, S, D]` of several scenes, `lengths` frames each, are from `target [S, labels]`."""
-        heard = states.float() - self.centre
-        scene = torch.arange(len(lengths), device=target.device)
-        scene = scene.repeat_interleave(torch.tensor(lengths, device=target.device))
-        return frame_weight * self._frame_loss(heard, target) + self._pooled_loss(heard, target, scene)
-
-    def _frame_loss(self, heard: Tensor, target: Tensor) -> Tensor:
-        """Every frame by itself."""
-        logits = self.logits(heard)
-        return F.cross_entropy(logits.flatten(0, 1), target.repeat(len(logits), 1))
-
-    def _pooled_loss(self, heard: Tensor, target: Tensor, scene: Tensor) -> Tensor:
-        """Every sound of a scene by the mean of its frames, which is what attention over them sees."""
-        group = scene * len(self.names) + target.argmax(-1)
-        found, which = group.unique(return_inverse=True)
-        share = F.one_hot(which, len(found)).float()
-        mean = torch.einsum("sg,ksd->kgd", share / share.sum(0), heard)
-        return self.sound_loss(mean, found % len(self.names))
-
-    def sound_loss(self, heard: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, heard: Tensor, labels: Tensor) -> Tensor:
         """How far the states `[K, N, D]` of whole sounds, about the centre, are from those of their `labels [N]`."""
         logits = self.logits(heard)
         want = self.directions[:, labels] * self.size[:, None, None]
