@@ -1,9 +1,11 @@
 """The audio half as one graph: mel chunks → audio embeddings, DeepStack, letters and pieces of words.
 
-Inputs: `mel [N, n_mels, L]`, chunks of one prompt padded with zeros to its longest; `mask [N, 1, 1, E]`, 0 for an
-encoder frame inside its chunk and -inf for padding; `groups [S, stack]`, for every audio frame the encoder frames
-`n · E + e` that it stacks, where `N · E` stands for a frame of zeros; with a letter head `frames [F]`, the encoder
-frames that exist; with a piece head `steps [F]`, the head's step for each of them. `batches` makes all of them.
+Inputs: `mel [N, n_mels, L]`, chunks of one prompt padded with zeros to its longest, and with Whisper's stem on to a
+round length; with that stem `seen [1, 1, L]`, 0 in what is padded beyond the longest and 1 before;
+`mask [N, 1, 1, E]`, 0 for an encoder frame inside its chunk and -inf for padding; `groups [S, stack]`, for every audio
+frame the encoder frames `n · E + e` that it stacks, where `N · E` stands for a frame of zeros; with a letter head
+`frames [F]`, the encoder frames that exist; with a piece head `steps [F]`, the head's step for each of them. `batches`
+makes all of them.
 
 Outputs: `hidden [1 + K, S, D]`, the embeddings and the K DeepStack layers; `letters [F, n_letters]` log-probabilities;
 `pieces [F]`, the best outputs.
@@ -11,7 +13,7 @@ Outputs: `hidden [1 + K, S, D]`, the embeddings and the K DeepStack layers; `let
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import openvino as ov
@@ -22,6 +24,9 @@ from moss_audio.runtime.openvino.nodes import Weights, floats, heads, ints, para
 
 BATCH_MEL_FRAMES = 3200
 """Mel frames encoded together: the released stem needs about 60 KiB of activations for each."""
+
+LENGTH_STEP = 64
+"""Mel frames that lengths are a multiple of: the plugin keeps kernels for every length it meets, some 5 MB each."""
 
 
 def batches(config: AudioConfig, mels: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
@@ -37,12 +42,14 @@ def batches(config: AudioConfig, mels: Sequence[np.ndarray]) -> Iterator[dict[st
 
 
 def _inputs(config: AudioConfig, chunks: Sequence[np.ndarray], longest: int) -> dict[str, np.ndarray]:
-    """The graph's inputs for `chunks`, padded to `longest` mel frames."""
-    mel = np.zeros((len(chunks), config.n_mels, longest), np.float32)
+    """The graph's inputs for `chunks`, the longest of whose prompt has `longest` mel frames."""
+    whisper = config.stem == "conv1d"
+    length = _rounded(longest, config) if whisper else longest
+    mel = np.zeros((len(chunks), config.n_mels, length), np.float32)
     for row, chunk in zip(mel, chunks, strict=True):
         row[:, : chunk.shape[1]] = chunk
     stride, stack = 8 // config.frame_stack, config.frame_stack
-    counts, width = [-(-chunk.shape[1] // stride) for chunk in chunks], -(-longest // stride)
+    counts, width = [-(-chunk.shape[1] // stride) for chunk in chunks], -(-length // stride)
     mask = np.where(np.arange(width) < np.array(counts)[:, None], 0, -np.inf).astype(np.float32)
     groups, frames, steps = [], [], []
     for n, count in enumerate(counts):
@@ -52,8 +59,23 @@ def _inputs(config: AudioConfig, chunks: Sequence[np.ndarray], longest: int) -> 
         frames.append(index[:count])
         steps.append(n * -(-width // 2) + np.arange(count) // 2)
     inputs = {"mel": mel, "mask": mask[:, None, None], "groups": np.concatenate(groups)}
+    inputs |= {"seen": (np.arange(length) < longest).astype(np.float32)[None, None]} if whisper else {}
     inputs |= {"frames": np.concatenate(frames)} if config.letters else {}
     return inputs | ({"steps": np.concatenate(steps)} if config.n_pieces else {})
+
+
+def _rounded(longest: int, config: AudioConfig) -> int:
+    return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, config.chunk_mel_frames)
+
+
+def rounded(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`inputs` with more rows in their lists of frames, so that few lengths occur; the outputs' first rows count."""
+    steps = {"groups": LENGTH_STEP // 8, "frames": LENGTH_STEP // 2, "steps": LENGTH_STEP // 2}
+
+    def longer(rows: np.ndarray, step: int) -> np.ndarray:
+        return np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % step, axis=0)])
+
+    return {name: longer(value, steps[name]) if name in steps else value for name, value in inputs.items()}
 
 
 def build_encoder(weights: Weights, probes: bool = False) -> ov.Model:
@@ -64,7 +86,8 @@ def build_encoder(weights: Weights, probes: bool = False) -> ov.Model:
     mask = parameter("mask", np.float32, -1, 1, 1, -1)
     groups = parameter("groups", np.int64, -1, audio.frame_stack)
     frames = parameter("frames", np.int64, -1)
-    x = _conv2d_stem(weights, mel) if audio.stem == "conv2d" else _conv1d_stem(weights, mel)
+    seen = parameter("seen", np.float32, 1, 1, -1)
+    x = _conv2d_stem(weights, mel) if audio.stem == "conv2d" else _conv1d_stem(weights, mel, seen)
     x = _add_positions(weights, x)
     taps = []
     for i in range(audio.n_layers):
@@ -74,7 +97,7 @@ def build_encoder(weights: Weights, probes: bool = False) -> ov.Model:
     top = weights.layer_norm(x, "audio_encoder.layer_norm", audio.layer_norm_eps)
     if audio.output_dim != audio.d_model:
         top, *taps = (weights.linear(y, "audio_encoder.out_proj", bias=True) for y in (top, *taps))
-    outputs, parameters = {}, [mel, mask, groups]
+    outputs, parameters = {}, [mel, mask, groups, *([seen] if audio.stem == "conv1d" else [])]
     heard = [top]
     if audio.letters:
         letters = _letter_head(weights, top)
@@ -104,12 +127,16 @@ def _conv2d_stem(weights: Weights, mel: ov.Node) -> ov.Node:
     return weights.linear(x, "audio_encoder.stem_proj", bias=True)
 
 
-def _conv1d_stem(weights: Weights, mel: ov.Node) -> ov.Node:
-    """Whisper's two convolutions over time, the second of stride 2: `[N, E, d_model]`."""
+def _conv1d_stem(weights: Weights, mel: ov.Node, seen: ov.Node) -> ov.Node:
+    """Whisper's two convolutions over time, the second of stride 2: `[N, E, d_model]`.
+
+    Each sees zeros in what is not `seen`, as it would beyond the edge.
+    """
     x = mel
     for name, stride in (("conv1", 1), ("conv2", 2)):
         kernel = weights.vector(f"audio_encoder.{name}.weight")
         bias = op.reshape(weights.vector(f"audio_encoder.{name}.bias"), ints(1, -1, 1), special_zero=False)
+        x = op.multiply(x, seen) if name == "conv2" else x
         x = op.gelu(op.add(op.convolution(x, kernel, [stride], [1], [1], [1]), bias), "erf")
     return swap(x, (0, 2, 1))
 
