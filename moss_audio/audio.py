@@ -38,6 +38,9 @@ _MAGIC = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"FORM",
 _MIN_DECODED = 0.9
 """Share of the declared duration that must decode; encoder padding and rounding stay far below the missing tenth."""
 
+_SAMPLES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}
+"""FFmpeg's sample formats that are read."""
+
 _MAX_AMPLITUDE = 1e6
 """Full scale is 1, and 32768 in float files written carelessly; squares of what is far beyond overflow the mel."""
 
@@ -298,10 +301,6 @@ def _packets(container: InputContainer, stream: AudioStream) -> Iterator[Any]:
         yield from container.demux(stream)
     except av.error.FFmpegError:
         return
-
-
-_SAMPLES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}
-"""FFmpeg's sample formats that are read."""
 
 
 def _mono(frame: av.AudioFrame, channels: int) -> np.ndarray:

@@ -129,7 +129,7 @@ def test_ground_teaches_the_mergers_and_nothing_else(data, tmp_path, byte_tokeni
     before = deepcopy(model.state_dict())
     ground.train(model, processor, RECIPE, data, state, resume=False)
     log = [json.loads(line) for line in state.with_suffix(".jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [20, 40, 60] and log[-1]["loss"] < log[0]["loss"]
+    assert [line["step"] for line in log] == [20, 40, 60] and log[-1]["loss"] < 0.8 * log[0]["loss"]
     assert log[-1]["dev_clips"] == len(SOUNDS) and log[-1]["dev_named"] > 0.3
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed and all(name.startswith("deepstack_audio_merger_list.") for name in changed)

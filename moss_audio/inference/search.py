@@ -163,6 +163,7 @@ def _extend(
     totals = peaks + np.log(np.exp(rows - peaks).sum(axis=1, keepdims=True))
     likely = np.argpartition(rows, -CANDIDATES, axis=1)[:, -CANDIDATES:].tolist()
     wanted = [bias(beam.tokens) if bias else {} for beam in beams]
+    said = [sum(beam.logprobs) for beam in beams]
     pairs = [
         (parent, token)
         for parent, tokens in enumerate(zip(likely, proposed, wanted, strict=True))
@@ -174,7 +175,7 @@ def _extend(
         cost = float(place.costs[-1] if token in ends else place.costs.min())
         behind = len(place.costs) - 1 if token in ends else int(place.costs.argmin())
         favour = beam.favour + max(0.0, wanted[parent].get(token, logprob) - logprob)
-        score = sum(beam.logprobs) + logprob + favour - LETTERS_WEIGHT * cost + PROGRESS * behind
+        score = said[parent] + logprob + favour - LETTERS_WEIGHT * cost + PROGRESS * behind
         yield Hypothesis((*beam.tokens, token), (*beam.logprobs, logprob), place, score, favour), parent
 
 

@@ -32,7 +32,7 @@ from moss_audio.training import adapting, conversations
 from moss_audio.training.augment import augment
 from moss_audio.training.examples import Chats, Example, Feed, Scenes, Sentences, Source, Texts
 from moss_audio.training.feed import Background
-from moss_audio.training.letters import MEL_MULTIPLE
+from moss_audio.training.letters import heard
 from moss_audio.training.loop import Plan, compile_layers, fit, load_weights
 from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
@@ -101,8 +101,7 @@ class Reader:
     @torch.no_grad()
     def hear(self, mels: Sequence[np.ndarray]) -> EncoderOutput:
         """The frozen encoder on one clip a row."""
-        rows = [[torch.from_numpy(np.array(mel, np.float32)).to(self.device)] for mel in mels]
-        return self.model.audio_encoder(*cut(rows, self.model.config.audio.chunk_mel_frames, MEL_MULTIPLE))
+        return heard(self.model.audio_encoder, mels)
 
     def loss(self, examples: Sequence[Example], rng: np.random.Generator, error_rate: float) -> Tensor:
         """Mean cross-entropy of the answers' tokens, in nats; up to `error_rate` of a clip's letters are altered."""
@@ -220,10 +219,10 @@ def train(
             return conversations.Conversations(source, data, n_mels)
         return Source(source, data, cache, n_mels)
 
-    reader = Reader(model, processor, bank)
     sources = [source_of(source) for source in recipe["sources"]]
     noise = [MelStore(data / name, cache, n_mels) for name in recipe["noise"]]
     dev_store = MelStore(data / recipe["dev"], cache, n_mels)
+    reader = Reader(model, processor, bank)
     if recipe.get("compile"):
         compile_layers(model.language_model.layers)
 

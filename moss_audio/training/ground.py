@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moss_audio.audio import SAMPLE_RATE, log_mel
-from moss_audio.model.audio_lm import AudioLM, cut
+from moss_audio.audio import SAMPLE_RATE, audio_frames, log_mel
+from moss_audio.model.audio_lm import AudioLM
 from moss_audio.model.decoder import GatedMLP
 from moss_audio.processor import Processor
 from moss_audio.training.feed import Background
+from moss_audio.training.letters import heard
 from moss_audio.training.loop import Plan, fit, load_weights
 from moss_audio.training.naming import SILENCE, Words, frame_names
 from moss_audio.training.precision import autocast
@@ -32,6 +34,9 @@ from moss_audio.training.scenes import World
 
 Labelled = tuple[np.ndarray, list[list[str]]]
 """A mel `[n_mels, F]` and the names of what sounds in each of its audio frames."""
+
+BATCH = 16
+"""Clips that the encoder hears at a time."""
 
 GATE = 4.0
 """What the gates of linear units see; their SiLU is nearly straight there."""
@@ -55,7 +60,7 @@ def recordings(world: World, n_mels: int, longest: float = 10.0) -> Iterator[Lab
         for label in pool.labels:
             for i in pool.by_label[label]:
                 mel = log_mel(pool.store[i][: int(longest * SAMPLE_RATE)], n_mels)
-                yield mel, [[label]] * -(-mel.shape[1] // 8)
+                yield mel, [[label]] * audio_frames(mel.shape[1])
 
 
 class Listener:
@@ -67,12 +72,9 @@ class Listener:
     @torch.no_grad()
     def taps(self, mels: Sequence[np.ndarray]) -> list[Tensor]:
         """Stacked taps `[K, S, C]` of every clip."""
-        device = self.words.centre.device
-        rows = [[torch.from_numpy(mel).to(device)] for mel in mels]
-        with autocast(device):
-            heard = self.model.audio_encoder(*cut(rows, self.model.config.audio.chunk_mel_frames))
-            taps = self.model.stacked_taps(heard).float()
-        return list(taps.split([-(-mel.shape[1] // 8) for mel in mels], dim=1))
+        with autocast(self.words.centre.device):
+            taps = self.model.stacked_taps(heard(self.model.audio_encoder, mels)).float()
+        return list(taps.split([audio_frames(mel.shape[1]) for mel in mels], dim=1))
 
     def pooled(self, batch: Sequence[Labelled]) -> Iterator[tuple[Tensor, int]]:
         """The mean of the taps `[K, C]` over the frames of every sound, silence where there is none, and its name."""
@@ -153,16 +155,9 @@ def collect(listener: Listener, batches: Iterator[Sequence[Labelled]], most: int
     return torch.stack([taps for taps, _ in found[:most]]), torch.tensor([label for _, label in found[:most]])
 
 
-def batches_of(clips: Iterator[Labelled], size: int = 16) -> Iterator[list[Labelled]]:
+def batches_of(clips: Iterator[Labelled]) -> Iterator[list[Labelled]]:
     """Clips in batches."""
-    batch: list[Labelled] = []
-    for clip in clips:
-        batch.append(clip)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    return iter(lambda: list(islice(clips, BATCH)), [])
 
 
 def train(
@@ -172,24 +167,27 @@ def train(
 
     What was heard is kept in `STATE.taps`, the maps under way in `STATE.maps`.
     """
-    n_mels, cache, heard = processor.config.n_mels, state.parent / "pcm", state.with_suffix(".taps")
+    n_mels, cache, file = processor.config.n_mels, state.parent / "pcm", state.with_suffix(".taps")
     world = World(recipe["scenes"], data, cache)
     listener = Listener(model, Words.of(model, processor, world))
     model.audio_encoder.requires_grad_(False).eval()
-    with Background(Scenes(world, n_mels, batch=16), recipe["seed"]) as feed:
+    with Background(Scenes(world, n_mels, BATCH), recipe["seed"]) as feed:
         rng = np.random.default_rng(recipe["seed"])
         few = listener.taps([mel for mel, _ in feed.next(rng)])
-        if not (resume and heard.exists()):
+        if processes().rank == 0 and not (resume and file.exists()):
             clips = collect(listener, batches_of(recordings(world, n_mels)), recipe["recordings"])
             scenes = collect(listener, iter(lambda: feed.next(rng), None), recipe["kept_scenes"])
             apart = World(recipe["scenes"], data, cache, dev=True)
             unheard = collect(listener, batches_of(recordings(apart, n_mels)), recipe["dev_clips"])
             names = ("taps", "labels", "dev_taps", "dev_labels")
             parts = (*(torch.cat(pair) for pair in zip(clips, scenes, strict=True)), *unheard)
-            save_file({name: part.contiguous() for name, part in zip(names, parts, strict=True)}, heard)
-    kept = {name: part.to(few[0].device) for name, part in load_file(heard).items()}
+            save_file({name: part.contiguous() for name, part in zip(names, parts, strict=True)}, file)
+    processes().wait()
+    kept = {name: part.to(few[0].device) for name, part in load_file(file).items()}
     words, taps, labels = listener.words, kept["taps"], kept["labels"]
     maps, shares = Maps(words, taps, labels), label_shares(labels).cpu().numpy()
+
+    processes().share(maps.parameters())
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
         picks = torch.from_numpy(rng.choice(len(labels), recipe["batch_size"], p=shares))

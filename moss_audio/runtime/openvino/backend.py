@@ -16,7 +16,7 @@ from moss_audio.checkpoint import Checkpoint, open_checkpoint
 from moss_audio.errors import BackendError
 from moss_audio.runtime.backend import AudioEmbeds, Cache, check_audio, check_mels
 from moss_audio.runtime.openvino.decoder import build_decoder, rotary
-from moss_audio.runtime.openvino.encoder import batches, build_encoder, rounded
+from moss_audio.runtime.openvino.encoder import batches, build_encoder, rounded, true_rows
 from moss_audio.runtime.openvino.nodes import Weights
 from moss_audio.weights import Scheme
 
@@ -121,17 +121,16 @@ class OpenVINOBackend:
         """Encode the clips of one prompt, `mels[i] [n_mels, F_i]`."""
         check_mels(mels)
         request = _borrow(self._encoders, self.encoder)
-        given = list(batches(self.config.audio, mels))
-        outputs = [request.infer(rounded(batch), share_inputs=True) for batch in given]
+        outputs = [
+            true_rows(batch, request.infer(rounded(batch), share_inputs=True))
+            for batch in batches(self.config.audio, mels)
+        ]
         self._encoders.append(request)
-        pairs = list(zip(given, outputs, strict=True))
-        hidden = np.concatenate([output["hidden"][:, : len(batch["groups"])] for batch, output in pairs], axis=1)
+        hidden = np.concatenate([output["hidden"] for output in outputs], axis=1)
         letters, pieces = (
-            np.concatenate([output[name][: len(batch[rows])] for batch, output in pairs]) if there else None
-            for name, rows, there in (
-                ("letters", "frames", self.config.audio.letters), ("pieces", "steps", self.config.audio.n_pieces),
-            )
-        )  # fmt: skip
+            np.concatenate([output[name] for output in outputs]) if there else None
+            for name, there in (("letters", self.config.audio.letters), ("pieces", self.config.audio.n_pieces))
+        )
         return AudioEmbeds(hidden[0], hidden[1:], letters, pieces)
 
     def prefill(

@@ -44,7 +44,7 @@ def batches(config: AudioConfig, mels: Sequence[np.ndarray]) -> Iterator[dict[st
 def _inputs(config: AudioConfig, chunks: Sequence[np.ndarray], longest: int) -> dict[str, np.ndarray]:
     """The graph's inputs for `chunks`, the longest of whose prompt has `longest` mel frames."""
     whisper = config.stem == "conv1d"
-    length = _rounded(longest, config) if whisper else longest
+    length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, config.chunk_mel_frames) if whisper else longest
     mel = np.zeros((len(chunks), config.n_mels, length), np.float32)
     for row, chunk in zip(mel, chunks, strict=True):
         row[:, : chunk.shape[1]] = chunk
@@ -64,18 +64,21 @@ def _inputs(config: AudioConfig, chunks: Sequence[np.ndarray], longest: int) -> 
     return inputs | ({"steps": np.concatenate(steps)} if config.n_pieces else {})
 
 
-def _rounded(longest: int, config: AudioConfig) -> int:
-    return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, config.chunk_mel_frames)
-
-
 def rounded(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`inputs` with more rows in their lists of frames, so that few lengths occur; the outputs' first rows count."""
+    """`inputs` with more rows in their lists of frames, so that few lengths occur; `true_rows` undoes it."""
     steps = {"groups": LENGTH_STEP // 8, "frames": LENGTH_STEP // 2, "steps": LENGTH_STEP // 2}
 
     def longer(rows: np.ndarray, step: int) -> np.ndarray:
         return np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % step, axis=0)])
 
     return {name: longer(value, steps[name]) if name in steps else value for name, value in inputs.items()}
+
+
+def true_rows(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the graph says about the rows of `inputs`, out of its `outputs` for `rounded(inputs)`."""
+    heads = {name: rows for name, rows in (("letters", "frames"), ("pieces", "steps")) if rows in inputs}
+    found = {name: outputs[name][: len(inputs[rows])] for name, rows in heads.items()}
+    return {"hidden": outputs["hidden"][:, : len(inputs["groups"])], **found}
 
 
 def build_encoder(weights: Weights, probes: bool = False) -> ov.Model:
