@@ -12,7 +12,7 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
+from av.audio.plane import AudioPlane
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
@@ -40,6 +41,9 @@ _MIN_DECODED = 0.9
 
 _SAMPLES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}
 """FFmpeg's sample formats that are read."""
+
+_TOLERANT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""Titles in other encodings than UTF-8 are no error. PyAV 19 always takes them, and has no such argument any more."""
 
 _MAX_AMPLITUDE = 1e6
 """Full scale is 1, and 32768 in float files written carelessly; squares of what is far beyond overflow the mel."""
@@ -197,7 +201,7 @@ def _open(file: BinaryIO, name: str, limits: Limits) -> Iterator[Recording]:
             file,
             "r",
             container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"},
-            metadata_errors="replace",
+            **_TOLERANT,
         ) as container:
             stream = container.streams.best("audio")
             if not isinstance(stream, AudioStream):
@@ -274,7 +278,7 @@ def _mono_blocks(
     for packet in _packets(container, stream):
         try:
             frames = packet.decode()
-        except av.error.FFmpegError:  # damaged; the length check at the end tells how much is missing
+        except (av.error.FFmpegError, ValueError):  # damaged; the length check at the end tells how much is missing
             continue
         for frame in frames:
             rate = frame.sample_rate
@@ -308,9 +312,11 @@ def _mono(frame: av.AudioFrame, channels: int) -> np.ndarray:
     kind = _SAMPLES.get(frame.format.name.removesuffix("p"))
     if kind is None:
         raise UnsupportedAudioError(f"samples of type {frame.format.name} cannot be read; convert to 16 bits")
-    planes: Sequence[Any] = frame.planes
-    if frame.format.is_planar:  # PyAV counts planes beyond the eighth by what lies behind them: take the true ones
-        samples = np.stack([np.frombuffer(plane, kind, frame.samples) for plane in planes[:channels]])
+    # Not `frame.planes`: beyond the eighth PyAV counts planes by what lies behind them.
+    planar = frame.format.is_planar
+    planes: list[Any] = [AudioPlane(frame, i) for i in range(channels if planar else 1)]
+    if planar:
+        samples = np.stack([np.frombuffer(plane, kind, frame.samples) for plane in planes])
     else:
         samples = np.frombuffer(planes[0], kind, frame.samples * channels).reshape(-1, channels).T
     with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused
