@@ -13,6 +13,7 @@ from moss_audio.audio import load_audio
 from moss_audio.checkpoint import find_model
 from moss_audio.evaluation.metrics import ErrorRate
 from moss_audio.evaluation.normalise import english
+from moss_audio.evaluation.silence import made
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TRUTH = {row["audio"]: row for row in map(json.loads, (EXAMPLES / "truth.jsonl").read_text().splitlines())}
@@ -30,6 +31,12 @@ def test_is_small_enough_to_embed_and_has_a_card():
     assert max(file.stat().st_size for file in folder.iterdir()) < 50e6
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "MIT" in card and "Apache-2.0" in card and "CC BY 4.0" in card
+
+
+def test_silence_noise_hum_and_music_have_no_words(mini):
+    sounds = made(seconds=8)
+    assert len(sounds) == 10 and all(samples.shape == (128_000,) for samples in sounds.values())
+    assert {name: mini.transcribe(samples).text for name, samples in sounds.items()} == dict.fromkeys(sounds, "")
 
 
 def test_transcribes_speech(mini):
