@@ -3,8 +3,9 @@
     python benchmarks/server_load.py --clients 32 --seconds 120
 
 A third of the clients transcribe, others ask with streaming, find events, read slowly, stop in the middle of an upload
-or of an answer. Decoders are killed meanwhile. Exit status 1 for any 5xx but 503, or where memory grew by over 5 %
-from the middle of the run to its end.
+or of an answer. Decoders are killed meanwhile. At the end the server itself is killed, still under load, in the middle
+of a batch, and started again. Exit status 1 for any 5xx but 503, where memory grew by over 5 % from the middle of the
+run to its end, or where the batch has not exactly one answer for every request.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import json
 import os
 import random
 import signal
@@ -19,6 +21,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
@@ -29,14 +32,54 @@ import httpx
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 CLIPS = ("speech_woman.ogg", "speech_man.ogg", "siren.ogg", "arpeggio.ogg", "silence.flac")
 
+BATCH_LINES = 12
+"""Requests of the batch that the server's end interrupts."""
+
+BEFORE_CRASH, AFTER_CRASH = 30.0, 20.0
+"""Seconds of load from the start of the batch to the server's end, and from there on."""
+
 Kind = Callable[["Load", httpx.AsyncClient], Awaitable[int]]
+
+
+class Server:
+    """`moss-audio serve` on loopback, with its batches in the file `store`."""
+
+    def __init__(self, store: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.store = store
+        self.start()
+
+    def start(self) -> None:
+        limits = ["--requests-per-minute", "100000", "--burst", "100000", "--max-waiting-per-key", "64"]
+        place = ["--port", str(self.port), "--store", str(self.store)]
+        command = [sys.executable, "-m", "moss_audio.cli", "serve", *place, *limits]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def kill(self) -> None:
+        """What `kill -9` and the kernel's out-of-memory killer do."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
 
 
 class Load:
     """One run: what was asked and what came back."""
 
-    def __init__(self, url: str, pid: int) -> None:
-        self.url, self.pid = url, pid
+    def __init__(self, server: Server) -> None:
+        self.server, self.url = server, server.url
         self.latencies: dict[str, list[float]] = defaultdict(list)
         self.statuses: dict[str, Counter[int]] = defaultdict(Counter)
         self.memory_mb: list[float] = []
@@ -67,10 +110,38 @@ class Load:
     async def watch(self, until: float) -> None:
         """Memory of the server itself twice a second, and now and then a dead decoder."""
         while time.monotonic() < until:
-            self.memory_mb.append(resident_mb(self.pid))
-            if random.random() < 0.05 and (children := children_of(self.pid)):
+            self.memory_mb.append(resident_mb(self.server.pid))
+            if random.random() < 0.05 and (children := children_of(self.server.pid)):
                 os.kill(random.choice(children), signal.SIGKILL)
             await asyncio.sleep(0.5)
+
+    async def crash(self, begin: float) -> bool:
+        """Start a batch at `begin`, kill the server in its middle, start it again; whether every answer is there."""
+        await asyncio.sleep(begin - time.monotonic())
+        async with httpx.AsyncClient(base_url=self.url, timeout=120) as http:
+            lines = b"\n".join(self.batch_line(number) for number in range(BATCH_LINES))
+            files, purpose = {"file": ("batch.jsonl", lines)}, {"purpose": "batch"}
+            file_id = (await http.post("/v1/files", files=files, data=purpose)).raise_for_status().json()["id"]
+            request = {"input_file_id": file_id, "endpoint": "/v1/audio/transcriptions", "completion_window": "24h"}
+            path = f"/v1/batches/{(await http.post('/v1/batches', json=request)).raise_for_status().json()['id']}"
+            await asyncio.sleep(begin + BEFORE_CRASH - time.monotonic())
+            done = (await http.get(path)).raise_for_status().json()["request_counts"]["completed"]
+            self.server.kill()
+            self.server.start()
+            await asyncio.to_thread(wait, self.url)
+            while (batch := (await http.get(path)).raise_for_status().json())["status"] not in ("completed", "failed"):
+                await asyncio.sleep(1)
+            content = (await http.get(f"/v1/files/{batch['output_file_id']}/content")).raise_for_status().text
+        answers = [json.loads(line) for line in content.splitlines()]
+        print(f"batch: {done} of {BATCH_LINES} answers when the server was killed, {len(answers)} in the end")
+        return [answer["custom_id"] for answer in answers] == [str(number) for number in range(BATCH_LINES)] and all(
+            answer["response"]["status_code"] == 200 for answer in answers
+        )
+
+    def batch_line(self, number: int) -> bytes:
+        body = {"file": base64.b64encode(self.files[number % len(self.files)]).decode()}
+        line = {"custom_id": str(number), "method": "POST", "url": "/v1/audio/transcriptions", "body": body}
+        return json.dumps(line).encode()
 
 
 async def transcribe(load: Load, http: httpx.AsyncClient) -> int:
@@ -122,10 +193,13 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in task.read_text(encoding="ascii").split()]
 
 
-async def run(load: Load, n_clients: int, seconds: float) -> None:
-    until = time.monotonic() + seconds
+async def run(load: Load, n_clients: int, seconds: float) -> bool:
+    """The whole run; whether nothing of the batch was lost."""
+    calm = time.monotonic() + seconds
+    until = calm + BEFORE_CRASH + AFTER_CRASH
     clients = [load.client(KINDS[number % len(KINDS)], until) for number in range(n_clients)]
-    await asyncio.gather(load.watch(until), *clients)
+    whole, *_ = await asyncio.gather(load.crash(calm), load.watch(calm), *clients)
+    return whole
 
 
 def report(load: Load) -> bool:
@@ -149,21 +223,15 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=120.0)
     args = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    limits = ["--requests-per-minute", "100000", "--burst", "100000", "--max-waiting-per-key", "64"]
-    command = [sys.executable, "-m", "moss_audio.cli", "serve", "--port", str(port), *limits]
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait(url)
-        load = Load(url, server.pid)
-        asyncio.run(run(load, args.clients, args.seconds))
-        return int(not report(load))
-    finally:
-        server.terminate()
-        server.wait(60)
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder) / "batches.db")
+        try:
+            wait(server.url)
+            load = Load(server)
+            whole = asyncio.run(run(load, args.clients, args.seconds))
+            return int(not (report(load) and whole))
+        finally:
+            server.stop()
 
 
 def wait(url: str) -> None:
