@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from fakes import ByteTokenizer, FakeBackend, letter_head, scripted, uniform
+from fakes import SPECIAL, ByteTokenizer, FakeBackend, FakeCache, letter_head, scripted, uniform
 
 from moss_audio.config import LETTERS
 from moss_audio.errors import BackendError, PromptError
@@ -20,6 +20,8 @@ from moss_audio.runtime.select import load_backend
 
 TOKENIZER = ByteTokenizer()
 END = min(stop_ids(TOKENIZER))
+OPENING = [SPECIAL["<|im_start|>"], *TOKENIZER.encode("assistant\n")]
+PROMPT = Inputs(np.array([7, 7, *OPENING]), np.zeros(12, bool), np.zeros(12, bool), ())
 
 
 def cost(heard: str, text: str, ended: bool = False) -> float:
@@ -48,40 +50,45 @@ def test_several_tokens_cost_what_each_costs_alone():
 
 
 class Biased:
-    """A network that likes one text by half: each next byte has 4 nats more than any other, whatever came before."""
+    """A network that likes one text by half: each next byte has 4 nats more than any other, whatever came before.
 
-    def __init__(self, text: str, end: float = -4.0, max_positions: int = 4096) -> None:
-        self.likes, self.end = [*TOKENIZER.encode(text), END], end
+    Where the prompt has no recording, it likes the text `deaf` in this way, by default the same one.
+    """
+
+    def __init__(self, text: str, end: float = -4.0, max_positions: int = 4096, deaf: str = "") -> None:
+        self.likes, self.end = {False: text, True: deaf or text}, end
         self.config = FakeBackend(uniform, max_positions).config
 
     def prefill(self, input_ids, audio_mask, audio, n_logits=1):
-        self.steps = 0
-        return object(), self._row(0)[None]
+        if audio is None:
+            assert input_ids.tolist() == OPENING
+        cache = FakeCache()
+        cache.deaf = audio is None
+        return cache, self._row(cache)[None]
 
     def decode_beams(self, cache, input_ids, parents):
-        self.steps += 1
-        return np.stack([self._row(self.steps) for _ in input_ids])
+        cache.ids.append(-1)
+        return np.stack([self._row(cache) for _ in input_ids])
 
-    def _row(self, step):
+    def _row(self, cache):
         row = np.zeros(max(END, 255) + 1, np.float32)
         row[END] = self.end
-        row[self.likes[min(step, len(self.likes) - 1)]] = 4.0
+        likes = [*TOKENIZER.encode(self.likes[cache.deaf]), END]
+        row[likes[min(cache.length, len(likes) - 1)]] = 4.0
         return row
 
 
 def search(backend, heard, n_beams=4, max_new_tokens=60, cancelled=lambda: False):
     logprobs = letter_head(heard)
-    inputs = Inputs(np.zeros(3, np.int64), np.zeros(3, bool), np.zeros(3, bool), ())
     audio = AudioEmbeds(np.zeros((0, 1)), np.zeros((0, 0, 1)), logprobs)
     guide, draft = LetterGuide(logprobs, LETTERS, TOKENIZER), LetterDraft(heard, LETTERS, TOKENIZER)
-    return list(beam_search(backend, TOKENIZER, inputs, audio, guide, draft, n_beams, max_new_tokens, cancelled))
+    return list(beam_search(backend, TOKENIZER, PROMPT, audio, guide, draft, n_beams, max_new_tokens, cancelled))
 
 
 def guided(backend, heard, max_new_tokens=60, cancelled=lambda: False):
     logprobs = letter_head(heard)
-    inputs = Inputs(np.zeros(3, np.int64), np.zeros(3, bool), np.zeros(3, bool), ())
     guide, draft = LetterGuide(logprobs, LETTERS, TOKENIZER), LetterDraft(heard, LETTERS, TOKENIZER)
-    return list(guided_search(backend, TOKENIZER, inputs, None, guide, draft, max_new_tokens, cancelled))
+    return list(guided_search(backend, TOKENIZER, PROMPT, None, guide, draft, max_new_tokens, cancelled))
 
 
 def test_one_text_is_written_in_few_passes_and_with_the_letters():
@@ -112,6 +119,20 @@ def test_language_model_and_letters_both_have_a_say():
     assert usage.completion_tokens == len("a bad cab.") + 1
 
 
+def test_how_people_write_decides_where_the_others_waver():
+    class Wavering(Biased):
+        def _row(self, cache):
+            row = super()._row(cache)
+            if cache.length == 2 and not cache.deaf:
+                row[ord("m")] = row[ord("b")] + 0.3
+            return row
+
+    unclear = "a ad cab"
+    assert collect(search(Wavering("a bad cab", deaf="a mad cab"), unclear))[0] == "a mad cab"
+    assert collect(search(Wavering("a bad cab", deaf="a bad cab"), unclear))[0] == "a bad cab"
+    assert collect(search(Biased("a bad cab", deaf="a mad cab"), "a bad cab"))[0] == "a bad cab"
+
+
 def test_letters_that_are_left_keep_a_text_from_ending():
     text, reason, _ = collect(search(Biased("a bad cab", end=4.5), "a bad cab"))
     assert text == "a bad cab" and reason == "stop"
@@ -126,11 +147,11 @@ def test_limit_and_cancel_end_the_search_with_what_there_is():
 
 
 def test_a_prompt_without_room_and_numbers_that_are_none_are_errors():
-    with pytest.raises(PromptError, match="context holds 3"):
-        search(Biased("a", max_positions=3), "a")
+    with pytest.raises(PromptError, match="context holds 12"):
+        search(Biased("a", max_positions=12), "a")
     with pytest.raises(BackendError, match="not numbers"):
         search(Biased("a", end=float("nan")), "a")
-    text, reason, _ = collect(search(Biased("a bad cab", max_positions=7), "a bad cab"))
+    text, reason, _ = collect(search(Biased("a bad cab", max_positions=17), "a bad cab"))
     assert (text, reason) == ("a ba", "length")
 
 

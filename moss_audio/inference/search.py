@@ -19,9 +19,16 @@ if TYPE_CHECKING:
 LETTERS_WEIGHT = 0.5
 """What a nat of the letters counts beside a nat of the language model."""
 
-PROGRESS = 0.7
+PROGRESS = 0.9
 """What a slot of the letters that is behind a text is worth, in nats: about what it costs the language model to write a
 letter. Without this future cost, texts that loop on cheap tokens outlive those that dare to go on."""
+
+DEAF_WEIGHT = 0.2
+"""What a nat of the language model counts that has heard nothing and knows only how people write: it finds "passering"
+unlikely, which the letters and the model that was taught to trust them do not."""
+
+LEAST_DEAF = -12.0
+"""The least log-probability that it may give: a name that it has never read is no mistake."""
 
 CANDIDATES = 16
 """Tokens that the language model may propose after each text; the letters' own next token comes on top."""
@@ -34,7 +41,7 @@ Bias = Callable[[Sequence[int]], Mapping[int, float]]
 class Hypothesis:
     """A text under way: its tokens, their log-probabilities, where it is in the letters, and its joint score.
 
-    `favour` is what a bias has added to the log-probabilities, in the score.
+    `favour` is what others than the language model and the letters have added to the score.
     """
 
     tokens: tuple[int, ...]
@@ -59,12 +66,14 @@ def beam_search(
     """Stream the best text of a window: a token is out as soon as all texts under way agree on it.
 
     The score of a text is the sum of its log-probabilities, less `LETTERS_WEIGHT` times the cheapest way through the
-    letters, plus `PROGRESS` for every slot behind it; ending costs what is left of the letters. Events are those
-    of `generate`.
+    letters, plus `PROGRESS` for every slot behind it, plus `DEAF_WEIGHT` times the log-probabilities of the same text
+    as an answer to nothing; ending costs what is left of the letters. Events are those of `generate`.
     """
     budget = min(max_new_tokens, room(backend, inputs))
     ends, text, shown = stop_ids(tokenizer), tokenizer.stream(), 0
     cache, logits = backend.prefill(inputs.input_ids, inputs.audio_mask, audio)
+    answer = _answer_head(tokenizer, inputs)
+    deaf_cache, deaf = backend.prefill(answer, np.zeros(len(answer), bool), None)
     beams, rows = [Hypothesis((), (), guide.start(), 0.0)], logits
     finished: list[Hypothesis] = []
     reason: FinishReason = "length"
@@ -74,7 +83,7 @@ def beam_search(
             break
         grown: list[tuple[Hypothesis, int]] = []
         proposed = [draft(list(beam.tokens))[:1] for beam in beams]
-        for after, parent in _extend(beams, rows, guide, proposed, ends, bias):
+        for after, parent in _extend(beams, rows, guide, proposed, ends, bias, deaf):
             if after.tokens[-1] in ends:
                 finished.append(after)
             else:
@@ -89,8 +98,10 @@ def beam_search(
         for token, logprob in zip(beams[0].tokens[shown:agreed], beams[0].logprobs[shown:agreed], strict=True):
             yield TokenEvent(text.push(token), token, logprob)
         shown = max(shown, agreed)
-        last, parents = [beam.tokens[-1] for beam in beams], [parent for _, parent in grown]
-        rows = backend.decode_beams(cache, np.array(last, np.int64), np.array(parents, np.int64))
+        last = np.array([beam.tokens[-1] for beam in beams], np.int64)
+        parents = np.array([parent for _, parent in grown], np.int64)
+        rows = backend.decode_beams(cache, last, parents)
+        deaf = backend.decode_beams(deaf_cache, last, parents)
     best = finished[0] if reason == "stop" else beams[0]
     rest = [
         TokenEvent("" if token in ends else text.push(token), token, logprob)
@@ -153,14 +164,15 @@ def _extend(
     proposed: Sequence[Sequence[int]],
     ends: frozenset[int],
     bias: Bias | None,
+    deaf: np.ndarray | None = None,
 ) -> Iterator[tuple[Hypothesis, int]]:
     """The texts one token longer that are worth a thought, and which of `beams` each goes on.
 
-    After every beam that is what its logits in `rows [beams, vocab]` find likely, and what is `proposed`.
+    After every beam that is what its logits in `rows [beams, vocab]` find likely, and what is `proposed`. `deaf`, of
+    the same shape, are the logits of the network that hears nothing.
     """
-    peaks = rows.max(axis=1, keepdims=True)
-    check_finite(float(peaks.sum()))
-    totals = peaks + np.log(np.exp(rows - peaks).sum(axis=1, keepdims=True))
+    totals = _totals(rows)
+    unheard = np.zeros_like(rows) if deaf is None else np.maximum(deaf - _totals(deaf), LEAST_DEAF)
     likely = np.argpartition(rows, -CANDIDATES, axis=1)[:, -CANDIDATES:].tolist()
     wanted = [bias(beam.tokens) if bias else {} for beam in beams]
     said = [sum(beam.logprobs) for beam in beams]
@@ -175,8 +187,23 @@ def _extend(
         cost = float(place.costs[-1] if token in ends else place.costs.min())
         behind = len(place.costs) - 1 if token in ends else int(place.costs.argmin())
         favour = beam.favour + max(0.0, wanted[parent].get(token, logprob) - logprob)
+        if token not in ends:
+            favour += DEAF_WEIGHT * float(unheard[parent, token])
         score = said[parent] + logprob + favour - LETTERS_WEIGHT * cost + PROGRESS * behind
         yield Hypothesis((*beam.tokens, token), (*beam.logprobs, logprob), place, score, favour), parent
+
+
+def _totals(rows: np.ndarray) -> np.ndarray:
+    """The logarithms `[n, 1]` of the sums of exponentials of logits `rows [n, vocab]`."""
+    peaks: np.ndarray = rows.max(axis=1, keepdims=True)
+    check_finite(float(peaks.sum()))
+    return peaks + np.log(np.exp(rows - peaks).sum(axis=1, keepdims=True))
+
+
+def _answer_head(tokenizer: Tokenizer, inputs: Inputs) -> np.ndarray:
+    """What opens the answer at the end of a prompt, from the last `<|im_start|>` on; all of a prompt without one."""
+    opened = np.flatnonzero(inputs.input_ids == tokenizer.special("<|im_start|>"))
+    return inputs.input_ids[opened[-1] if len(opened) else 0 :]
 
 
 def _common(texts: list[tuple[int, ...]]) -> int:
