@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from moss_audio.model.audio_lm import AudioLM  # noqa: E402
 from moss_audio.training.feed import Background  # noqa: E402
 from moss_audio.training.loop import Plan, fit, load_weights  # noqa: E402
 from moss_audio.training.processes import Processes, processes  # noqa: E402
@@ -127,18 +130,19 @@ def train_line(folder: Path) -> None:
     np.save(folder / f"used{processes().rank}.npy", model.used.detach().numpy())
 
 
-@pytest.mark.slow  # two more interpreters with torch: 4 s alone, a minute where every core is taken
-def test_two_processes_train_as_one_that_sees_both_batches(tmp_path):
+def launch(folder: Path, job: str, **environment: str) -> None:
+    """Run the function `job` of this file in two processes, as `accelerate launch` would."""
     pytest.importorskip("accelerate")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = "import sys; sys.path.insert(0, 'tests'); from test_processes import *; train_line(Path(sys.argv[1]))"
+    code = f"import sys; sys.path.insert(0, 'tests'); from test_processes import *; {job}(Path(sys.argv[1]))"
     launched = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    launched |= {"OMP_NUM_THREADS": "1"} | environment
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path], cwd=ROOT, text=True,
-            env=os.environ | launched | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-c", code, folder], cwd=ROOT, text=True,
+            env=os.environ | launched | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for rank in range(2)
@@ -146,6 +150,14 @@ def test_two_processes_train_as_one_that_sees_both_batches(tmp_path):
     said = [run.communicate(timeout=400)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
 
+
+def losses(state: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in state.with_suffix(".jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow  # two more interpreters with torch: 4 s alone, a minute where every core is taken
+def test_two_processes_train_as_one_that_sees_both_batches(tmp_path):
+    launch(tmp_path, "train_line")
     model, alone = Line(), tmp_path / "alone.safetensors"
     other = np.random.default_rng([PLAN.seed, 0, 1])
     fit(model, PLAN, lambda rng: ((model.loss(rng) + model.loss(other)) / 2, 10), lambda: {"measured": 1}, alone)
@@ -163,3 +175,59 @@ def test_two_processes_train_as_one_that_sees_both_batches(tmp_path):
     assert [(line["step"], line.get("measured")) for line in logs[1]] == [(2, None), (3, 1), (4, None), (6, 1)]
     np.testing.assert_allclose(*([line["loss"] for line in log] for log in logs), atol=2e-4)
     assert (tmp_path / "dev0").exists() and not (tmp_path / "dev1").exists()
+
+
+def tiny() -> torch.nn.Module:
+    """The network of the fixture."""
+    return AudioLM.load(ROOT / "tests/data/moss-tiny").train()
+
+
+def next_token_loss(model: torch.nn.Module, rng: np.random.Generator) -> torch.Tensor:
+    ids = torch.from_numpy(rng.integers(0, 200, (2, 12)))
+    logits = model.decode(ids)
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def batch_of(model: torch.nn.Module, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
+    return next_token_loss(model, rng), 2
+
+
+TINY_PLAN = Plan(steps=4, warmup=1, lr={"language_model": 0.01}, dev_every=2, log_every=1)
+
+
+def train_tiny(folder: Path) -> None:
+    """Two steps, and two more in a model that was sharded anew: weights, moments and losses go on."""
+    for steps in (2, 4):
+        model, run = tiny(), processes()
+        assert run.sharded
+        run.shard(model.language_model.layers)
+        held = sum(p.to_local().numel() for p in model.language_model.layers.parameters())
+        assert held < 0.6 * sum(p.numel() for p in model.language_model.layers.parameters())
+        fit(
+            model,
+            replace(TINY_PLAN, steps=steps),
+            partial(batch_of, model),
+            lambda: {"dev": next_token_loss(model, np.random.default_rng(9)).item()},  # noqa: B023
+            folder / "run.safetensors",
+            resume=True,
+        )
+    run.unshard(model.language_model.layers)
+    np.save(folder / f"down{run.rank}.npy", model.language_model.layers[-1].mlp.down_proj.weight.detach().numpy())
+
+
+@pytest.mark.slow
+def test_layers_sharded_over_two_processes_train_as_whole_ones(tmp_path):
+    launch(tmp_path, "train_tiny", ACCELERATE_USE_FSDP="true")
+    model, alone = tiny(), tmp_path / "alone.safetensors"
+    for steps in (2, 4):
+        other = np.random.default_rng([TINY_PLAN.seed, steps - 2, 1])
+        both = lambda rng: ((next_token_loss(model, rng) + next_token_loss(model, other)) / 2, 4)  # noqa: B023, E731
+        fit(model, replace(TINY_PLAN, steps=steps), both, lambda: {"dev": 0}, alone, resume=True)
+    np.testing.assert_allclose(losses(tmp_path / "run.safetensors"), losses(alone), atol=2e-4)
+    together = tiny()
+    load_weights(tmp_path / "run.safetensors", together)
+    for (name, one), two in zip(model.named_parameters(), together.parameters(), strict=True):
+        torch.testing.assert_close(one, two, msg=name, atol=1e-4, rtol=1e-4)
+    last = together.language_model.layers[-1].mlp.down_proj.weight.detach().numpy()
+    for rank in range(2):
+        np.testing.assert_array_equal(np.load(tmp_path / f"down{rank}.npy"), last)

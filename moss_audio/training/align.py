@@ -222,9 +222,10 @@ def train(
     sources = [source_of(source) for source in recipe["sources"]]
     noise = [MelStore(data / name, cache, n_mels) for name in recipe["noise"]]
     dev_store = MelStore(data / recipe["dev"], cache, n_mels)
-    reader = Reader(model, processor, bank)
+    reader, layers = Reader(model, processor, bank), model.language_model.layers
+    processes().shard(layers)
     if recipe.get("compile"):
-        compile_layers(model.language_model.layers)
+        compile_layers(layers)
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
         examples = feed.next(rng)
@@ -239,6 +240,7 @@ def train(
 
     with Background(Feed(sources, recipe["batch_size"], noise, recipe["noise_rate"]), recipe["seed"]) as feed:
         fit(model, Plan.of(recipe), loss_of, dev, state, resume)
+    processes().unshard(layers)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from moss_audio.training.precision import autocast
-from moss_audio.training.processes import processes
+from moss_audio.training.processes import placed, processes, whole
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,14 @@ def fit(
 
     Every `dev_every` steps the trainable weights and the optimiser's moments go to `state` (safetensors) and a line
     with `dev()` to `state.jsonl`. With `resume` a run goes on from its last state. Of several processes (`processes`)
-    each draws its own batches, gradients are averaged, and the first one measures, logs and saves.
+    each draws its own batches, gradients are averaged, and the first one measures, logs and saves; where layers are
+    sharded, all measure, since none has them alone.
     """
     trainable = _trainable(model, plan)
-    rates = sorted({plan.rate(name) for name in trainable})
-    groups = [{"params": [p for n, p in trainable.items() if plan.rate(n) == rate], "peak": rate} for rate in rates]
+    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in trainable.items():
+        kinds.setdefault((plan.rate(name), isinstance(parameter, DTensor)), []).append(parameter)
+    groups = [{"params": kinds[kind], "peak": kind[0]} for kind in sorted(kinds)]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=plan.weight_decay, fused=True)
     run, parameters = processes(), list(trainable.values())
     step = _load(state, trainable, optimiser) if resume and state.exists() else 0
@@ -80,9 +84,9 @@ def fit(
             loss, count = loss_of(rng)
         loss.backward()  # type: ignore[no-untyped-call]
         mean_loss, count = run.average(parameters, loss.detach(), count)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient at step {step} is {norm.item()}; lower the learning rates")
+        norm = clip(parameters, 1.0)
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient at step {step} is {norm}; lower the learning rates")
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         losses.append(mean_loss)
@@ -91,10 +95,13 @@ def fit(
         if step % plan.log_every == 0 or pause:
             line: dict[str, Any] = {"step": step, "loss": round(float(np.mean(losses)), 4)}
             line["items_per_second"] = round(items / (time.monotonic() - began), 2)
-            if run.rank == 0:
-                if pause:
-                    _save(state, trainable, optimiser, step)
+            if pause:
+                tensors = _tensors(trainable, optimiser)
+                if run.rank == 0:
+                    _save(state, tensors, step)
+                if run.rank == 0 or run.sharded:
                     line |= dev()
+            if run.rank == 0:
                 _log(state, line)
             losses, items, began = [], 0, time.monotonic()
     run.wait()
@@ -125,12 +132,29 @@ def compile_layers(layers: Iterable[nn.Module]) -> None:
         layer.compile(dynamic=True)
 
 
-def _save(state: Path, trainable: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, step: int) -> None:
+def clip(parameters: Sequence[nn.Parameter], most: float) -> float:
+    """Shrink the gradients to a norm of at most `most`; returns the norm that they had."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    kinds = ([g for g in gradients if isinstance(g, DTensor) == sharded] for sharded in (False, True))
+    norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in kinds if kind]
+    norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+    if norm > most:
+        for gradient in gradients:
+            gradient.mul_(most / (norm + 1e-6))
+    return norm
+
+
+def _tensors(trainable: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and moments by name; all processes must ask together."""
     tensors = {}
     for name, parameter in trainable.items():
-        tensors[name] = parameter.detach()
+        tensors[name] = whole(parameter.detach())
         if moments := optimiser.state.get(parameter):  # none yet where no gradient has come
-            tensors["m/" + name], tensors["v/" + name] = moments["exp_avg"], moments["exp_avg_sq"]
+            tensors["m/" + name], tensors["v/" + name] = whole(moments["exp_avg"]), whole(moments["exp_avg_sq"])
+    return tensors
+
+
+def _save(state: Path, tensors: Mapping[str, Tensor], step: int) -> None:
     scratch = state.with_suffix(".tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch, {"step": str(step)})
     scratch.replace(state)
@@ -140,13 +164,13 @@ def _load(state: Path, trainable: Mapping[str, nn.Parameter], optimiser: torch.o
     with safe_open(state, framework="pt") as file:
         step, known = int(file.metadata()["step"]), set(file.keys())
         for name, parameter in trainable.items():
-            parameter.data.copy_(file.get_tensor(name))
+            parameter.data.copy_(placed(file.get_tensor(name), parameter))
             if "m/" + name not in known:
                 continue
             optimiser.state[parameter] = {
                 "step": torch.tensor(float(step), device=parameter.device),
-                "exp_avg": file.get_tensor("m/" + name).to(parameter.device),
-                "exp_avg_sq": file.get_tensor("v/" + name).to(parameter.device),
+                "exp_avg": placed(file.get_tensor("m/" + name), parameter),
+                "exp_avg_sq": placed(file.get_tensor("v/" + name), parameter),
             }
     return step
 
