@@ -100,7 +100,7 @@ class Load:
                 began, name = time.monotonic(), kind.__name__
                 try:
                     status = await kind(self, http)
-                except httpx.TransportError:
+                except (httpx.TransportError, OSError):
                     status = 0  # the client's own doing, or the server's: counted, and told apart by its kind
                 self.statuses[name][status] += 1
                 if status == 200:
