@@ -62,8 +62,7 @@ class Biased:
     def prefill(self, input_ids, audio_mask, audio, n_logits=1):
         if audio is None:
             assert input_ids.tolist() == OPENING
-        cache = FakeCache()
-        cache.deaf = audio is None
+        cache = FakeCache(deaf=audio is None)
         return cache, self._row(cache)[None]
 
     def decode_beams(self, cache, input_ids, parents):
