@@ -30,6 +30,9 @@ unlikely, which the letters and the model that was taught to trust them do not."
 LEAST_DEAF = -12.0
 """The least log-probability that it may give: a name that it has never read is no mistake."""
 
+ORDINARY_DEAF = -5.0
+"""What it gives a token on average, and at least to one that a bias speaks for."""
+
 CANDIDATES = 16
 """Tokens that the language model may propose after each text; the letters' own next token comes on top."""
 
@@ -186,9 +189,11 @@ def _extend(
         beam, logprob = beams[parent], float(rows[parent, token] - totals[parent, 0])
         cost = float(place.costs[-1] if token in ends else place.costs.min())
         behind = len(place.costs) - 1 if token in ends else int(place.costs.argmin())
-        favour = beam.favour + max(0.0, wanted[parent].get(token, logprob) - logprob)
+        least = wanted[parent].get(token)
+        favour = beam.favour + (0.0 if least is None else max(0.0, least - logprob))
         if token not in ends:
-            favour += DEAF_WEIGHT * float(unheard[parent, token])
+            plain = float(unheard[parent, token])
+            favour += DEAF_WEIGHT * (plain if least is None else max(plain, ORDINARY_DEAF))
         score = said[parent] + logprob + favour - LETTERS_WEIGHT * cost + PROGRESS * behind
         yield Hypothesis((*beam.tokens, token), (*beam.logprobs, logprob), place, score, favour), parent
 
