@@ -34,7 +34,7 @@ class FakeModel:
             raise KeyboardInterrupt
         return name
 
-    def transcribe(self, audio, *, params, hotwords, progress, done):
+    def transcribe(self, audio, *, params, hotwords, progress, done, words):
         text = f"This is {self._name(audio)}."
         self.calls.append((audio, params))
         segment = Segment(0.5, 1.25, text, (Word("This", 0.5, 0.75),))
@@ -43,12 +43,14 @@ class FakeModel:
     def ask(self, audio, question, *, params):
         names = [self._name(one) for one in audio]
         self.calls.append((names, question, params))
-        return Answer(f"{question} {' '.join(names)}", None, "stop", Usage(10, 5, 2.0, 3))
+        reason = "length" if "long.wav" in names else "stop"
+        return Answer(f"{question} {' '.join(names)}", None, reason, Usage(10, 5, 2.0, 3))
 
     def stream(self, audio, question, *, params, hotwords):
         for word in f"Stream of {self._name(audio[0])}".split():
             yield TokenEvent(word + ",")
-        yield TokenEvent("", finish_reason="stop", usage=Usage())
+        reason = "length" if audio[0] == "long.wav" else "stop"
+        yield TokenEvent("", finish_reason=reason, usage=Usage())
 
 
 @pytest.fixture
@@ -67,6 +69,13 @@ def test_transcribe_prints_the_text_and_nothing_else(fake, capsys):
     assert main(["transcribe", "a.wav"]) == 0
     assert capsys.readouterr() == ("This is a.wav.\n", "")
     assert fake.calls[0] == ("mini", {"device": "auto", "backend": None})
+
+
+@pytest.mark.parametrize("command", [["ask", "long.wav", "What?"], ["transcribe", "--stream", "long.wav"]])
+def test_text_that_is_cut_off_is_not_passed_off_as_whole(fake, capsys, command):
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert out and err.startswith("moss-audio: long.wav: the text is cut off")
 
 
 def test_json_is_one_object_a_line(fake, capsys):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from fakes import FakeBackend, FakeProcessor, hashed, letter_head, scripted
@@ -96,6 +98,36 @@ def test_a_model_without_letters_tells_times_itself():
     ]  # fmt: skip
     assert transcript.text == "Hello there. How are you?"
     assert all(0.9 < s.confidence < 1 for s in transcript.segments)
+
+
+def test_a_model_without_letters_tells_the_times_of_words_if_asked():
+    said = "[0.20]Hello[0.60][0.50]there.[1.30][1.50]How[1.50][1.60]are[1.80][1.80]you?[9.00]"
+    engine = model(scripted(said))
+    transcript = engine.transcribe(NOISE, words=True, params=SamplingParams(max_new_tokens=40))  # for the plain text
+    assert transcript.text == "Hello there. How are you?" and transcript.finish_reason == "stop"
+    assert [segment.text for segment in transcript.segments] == ["Hello there.", "How are you?"]
+    words = [word for segment in transcript.segments for word in segment.words]
+    assert [word.text for word in words] == ["Hello", "there.", "How", "are", "you?"]
+    assert_in_order(transcript.segments)
+
+
+@pytest.mark.parametrize(
+    "said", ["7 1984 so 3 4 5 it 6 goes 77 88", "1 2 3 4 5 6 7 8 9 so it goes", "so it goes so it goes"]
+)
+def test_every_word_has_a_length_and_none_lies_over_the_next(said):
+    transcript = model(scripted(said), "so it goes").transcribe(NOISE, params=SamplingParams())
+    assert transcript.text.split() == said.split() == [w.text for s in transcript.segments for w in s.words]
+    assert_in_order(transcript.segments)
+
+
+def assert_in_order(segments):
+    """Words have lengths, follow one another, and lie in their segments, those in the recording."""
+    words = [word for segment in segments for word in segment.words]
+    assert all(word.start < word.end for word in words)
+    assert all(one.end <= other.start for one, other in pairwise(words))
+    for segment in segments:
+        assert (segment.start, segment.end) == (segment.words[0].start, segment.words[-1].end)
+    assert segments[0].start >= 0 and segments[-1].end <= len(NOISE) / 16_000
 
 
 def test_a_segment_is_as_sure_as_its_tokens():

@@ -122,10 +122,12 @@ def test_reasoning_in_any_pieces(text, expected):
 def test_transcripts_as_text(http, form, expected):
     response = http.post(TRANSCRIBE, files=file(), data={"response_format": form})
     assert response.text == expected and response.headers["content-type"].endswith("charset=utf-8")
+    assert response.headers["x-finish-reason"] == "stop"
 
 
 def test_transcripts_as_json(http):
-    assert http.post(TRANSCRIBE, files=file()).json()["text"] == "Hello there."
+    plain = http.post(TRANSCRIBE, files=file()).json()
+    assert (plain["text"], plain["finish_reason"]) == ("Hello there.", "stop")
     data = {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"], "prompt": "Maarten"}
     whole = VerboseTranscription.model_validate(http.post(TRANSCRIBE, files=file(), data=data).json())
     assert (whole.duration, whole.segments[0].end, whole.usage.seconds) == (2.0, 2.0, 2.0)
@@ -135,6 +137,7 @@ def test_transcripts_stream(http):
     found = events(http.post(TRANSCRIBE, files=file(), data={"stream": "true"}))
     assert [event["type"].rpartition(".")[2] for event in found] == ["delta", "segment", "progress", "done"]
     assert found[-1]["text"] == "Hello there." and found[-1]["usage"]["total_tokens"] > 0
+    assert found[-1]["finish_reason"] == "stop"
 
 
 def test_what_the_model_cannot_do_is_said(http):

@@ -219,6 +219,12 @@ def test_the_command_makes_the_copy(says, video, tmp_path, capsys):
     assert main(["transcribe", str(video), "--output", str(tmp_path), "--format", "srt", "--track"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["talk.srt", "talk.subtitled.mkv"]
     assert "talk.subtitled.mkv" in capsys.readouterr().err
+    (tmp_path / "talk.subtitled.mkv").unlink()
+    says("[0.5]Hello again.[1.5]")
+    assert main(["transcribe", str(video), "--output", str(tmp_path), "--format", "srt", "--track"]) == 0
+    assert (tmp_path / "talk.subtitled.mkv").exists() and "Hello again" in (tmp_path / "talk.srt").read_text()
+    assert main(["transcribe", str(video), "--output", str(tmp_path), "--format", "srt", "--track"]) == 0
+    assert "1 of 1 recordings are done" in capsys.readouterr().err
 
 
 def fake_ffmpeg(folder: Path, body: str) -> None:

@@ -8,7 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moss_audio.cli.common import add_model, add_output, complain, json_line, load, sampling, source, stream, why
+from moss_audio.cli.common import (
+    add_model,
+    add_output,
+    complain,
+    complain_cut,
+    json_line,
+    load,
+    sampling,
+    source,
+    stream,
+    why,
+)
 
 if TYPE_CHECKING:
     from moss_audio.cli.common import Commands
@@ -51,6 +62,8 @@ def _ask(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         complain(f"{error.filename or ', '.join(names)}: {why(error)}")
         return 1
     sys.stdout.write(_answer_line(names, answer) if args.json else f"{answer.text}\n")
+    if answer.finish_reason == "length":
+        complain_cut(", ".join(names))
     return 0
 
 

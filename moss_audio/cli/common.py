@@ -79,6 +79,8 @@ def stream(
     for event in model.stream([source(name) for name in names], question, params=params, hotwords=hotwords):
         sys.stdout.write(event.text)
         sys.stdout.flush()
+        if event.finish_reason == "length":
+            complain_cut(", ".join(names))
     sys.stdout.write("\n")
 
 
@@ -90,6 +92,11 @@ def json_line(**values: object) -> str:
 def why(error: Exception) -> str:
     """What to tell the user of an error whose file is named before it."""
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def complain_cut(name: str) -> None:
+    """Say that a text is not whole; in JSON `finish_reason` says it."""
+    complain(f"{name}: the text is cut off at the limit of tokens or in a loop; --max-new-tokens raises the limit")
 
 
 def complain(message: str) -> None:

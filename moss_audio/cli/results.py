@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from moss_audio.inference.engine import Transcript
     from moss_audio.transcript import Segment
 
+SUBTITLED = ".subtitled"
+"""What the name of a video with its subtitles ends with, before the suffix."""
+
 UNFINISHED = ".unfinished.json"
 """What the name of an interrupted transcript ends with, beside its results."""
 
@@ -42,6 +45,9 @@ class Results:
         kept = self.unfinished(named)
         if self.folder is None or (kept is not None and kept.exists()):
             return False
+        copy = self._beside(named, f"{SUBTITLED}.")
+        if self.video and not any(path.name.startswith(copy.name) for path in copy.parent.glob("*")):
+            return False
         return all(self._beside(named, f".{form}").exists() for form in self.formats)
 
     def hand_out(self, named: Named, transcript: Transcript) -> None:
@@ -59,7 +65,7 @@ class Results:
             from moss_audio.video import add_track, burn
 
             copy = burn if self.video == "burn" else add_track
-            made = copy(Path(named.name), self._cues(transcript), self._beside(named, ".subtitled"))
+            made = copy(Path(named.name), self._cues(transcript), self._beside(named, SUBTITLED))
             print(f"wrote {made}", file=sys.stderr)
 
     def _beside(self, named: Named, ending: str) -> Path:

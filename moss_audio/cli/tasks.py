@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from moss_audio.cli.common import add_model, complain, json_line, load, sampling, source, why
+from moss_audio.cli.common import add_model, complain, complain_cut, json_line, load, sampling, source, why
 from moss_audio.errors import MossAudioError, PromptError
 from moss_audio.tasks import TASKS, Task
 from moss_audio.tasks.options import read_options
@@ -106,5 +106,7 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         text = result.to_table() if args.table else result.to_text()
         sys.stdout.write(json_line(file=name, **result.to_dict()) if args.json else f"{text}\n")
         sys.stdout.flush()
+        if result.cost.finish_reason == "length":
+            complain_cut(name)
     return int(failed)
 

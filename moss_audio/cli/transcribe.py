@@ -155,7 +155,8 @@ def _one(
     kept, hotwords = results.unfinished(named), _hotwords(args)
     of = dict[str, Any]()
     if kept is not None:
-        settings = {"model": args.model, "hotwords": hotwords, **asdict(params), "stop": list(params.stop)}
+        settings = {"model": args.model, "hotwords": hotwords, "words": args.word_cues, **asdict(params)}
+        settings["stop"] = list(params.stop)
         of = unfinished.fingerprint(named.name, settings)
         kept.parent.mkdir(parents=True, exist_ok=True)
     found: list[Passage] = unfinished.restore(kept, of) if kept is not None and args.resume else []
@@ -168,7 +169,12 @@ def _one(
 
     try:
         transcript = model.transcribe(
-            source(named.name), params=params, hotwords=hotwords, progress=report, done=tuple(found)
+            source(named.name),
+            params=params,
+            hotwords=hotwords,
+            progress=report,
+            done=tuple(found),
+            words=args.word_cues,
         )
         whole = True
     except KeyboardInterrupt:

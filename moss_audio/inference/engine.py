@@ -20,7 +20,7 @@ from moss_audio.inference.generate import split_reasoning as split_reasoning
 from moss_audio.inference.longform import MINI_SECONDS, TRAINED_SECONDS, windows
 from moss_audio.inference.passages import Passage, compose
 from moss_audio.inference.sampling import SamplingParams
-from moss_audio.inference.transcription import Heard, hear, is_search, listen, write
+from moss_audio.inference.transcription import Heard, Times, hear, is_search, listen, write
 from moss_audio.inference.voice import Voice, silero
 from moss_audio.processor import Processor
 from moss_audio.prompts import TRANSCRIPT_BEAMS
@@ -133,18 +133,22 @@ class MossAudio:
         cancelled: Callable[[], bool] | None = None,
         progress: Callable[[Progress], None] | None = None,
         done: Sequence[Passage] = (),
+        words: bool = False,
     ) -> Transcript:
         """Write down what is said in a recording of any length, in sentences with times.
 
-        `hotwords` are names and terms that may occur. `progress` is told of every passage as it is finished; a caller
-        who keeps them may later go on behind them, given as `done`.
+        `hotwords` are names and terms that may occur. With `words` the released models are asked for the time of each
+        word, which takes them several times as long; the Mini knows it anyway. `progress` is told of every passage as
+        it is finished; a caller who keeps them may later go on behind them, given as `done`.
 
         Raises `AudioError` when the recording cannot be used and `PromptError` for hotwords that cannot be.
         """
         found, began = [passage for passage in done if passage.finish_reason != "cancelled"], time.monotonic()
         n_done = len(found)
         with _open(audio) as recording:
-            passages = self.passages(recording, params=params, hotwords=hotwords, cancelled=cancelled, done=found)
+            passages = self.passages(
+                recording, params=params, hotwords=hotwords, cancelled=cancelled, done=found, words=words
+            )
             for passage in passages:
                 found.append(passage)
                 if progress is not None:
@@ -159,6 +163,7 @@ class MossAudio:
         hotwords: Sequence[str] = (),
         cancelled: Callable[[], bool] | None = None,
         done: Sequence[Passage] = (),
+        words: bool = False,
     ) -> Iterator[Passage]:
         """The passages of `transcribe` as they are written, one for each window.
 
@@ -166,7 +171,8 @@ class MossAudio:
         """
         params, cancelled = params or TRANSCRIPT_PARAMS, cancelled or _never
         start = done[-1].end if done else 0.0
-        for heard in self._windows(audio, cancelled, hotwords, params, timed=True, start=start):
+        timed: Times = "words" if words else "sentences"
+        for heard in self._windows(audio, cancelled, hotwords, params, timed=timed, start=start):
             yield compose(self.backend, self.tokenizer, heard, params, cancelled)
 
     def ask(
@@ -241,7 +247,7 @@ class MossAudio:
         hotwords: Sequence[str],
         params: SamplingParams,
         *,
-        timed: bool = False,
+        timed: Times | None = None,
         start: float = 0.0,
     ) -> Iterator[Heard]:
         """The windows of a recording from `start` on, each encoded when its turn comes."""

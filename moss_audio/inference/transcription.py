@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from moss_audio.inference.sampling import SamplingParams
 from moss_audio.inference.search import beam_search, guided_search
 from moss_audio.inference.voice import Voice, is_spoken
 from moss_audio.messages import MelPart, Message
-from moss_audio.prompts import SPELLED, TRANSCRIBE, TRANSCRIBE_TIMED, TRANSCRIPT_BEAMS
+from moss_audio.prompts import SPELLED, TRANSCRIBE, TRANSCRIBE_TIMED, TRANSCRIBE_WORDS, TRANSCRIPT_BEAMS
 from moss_audio.runtime.backend import AudioEmbeds, Backend
 from moss_audio.transcript import Segment, Word, group_words, parse_timestamped
 from moss_audio.transcript.parse import with_length
@@ -34,19 +34,30 @@ TOKENS_PER_SECOND = 12
 
 SPARE_TOKENS = 32
 
+MIN_WORD_SECONDS = 0.02
+"""The shortest word: a frame of the encoder."""
+
+Times = Literal["sentences", "words"]
+"""What a model without a letter head is asked to put time stamps around."""
+
+TIMED: Mapping[Times | None, tuple[str, int]] = {
+    None: (TRANSCRIBE, 1), "sentences": (TRANSCRIBE_TIMED, 2), "words": (TRANSCRIBE_WORDS, 8)
+}  # fmt: skip
+"""The instruction for each, and how many times the tokens of the plain text its answer may have."""
+
 
 @dataclass(frozen=True, eq=False)
 class Heard:
     """A window after the encoder; `start` and `duration` in seconds.
 
     `prompt` is None where there is nothing to write, and `ended` says why: nobody speaks, or the caller has enough.
-    The answer to a `timed` prompt has time stamps in its text.
+    The answer to a `timed` prompt has time stamps in its text, around each sentence or each word.
     """
 
     start: float
     duration: float
     prompt: Prompt | None
-    timed: bool = False
+    timed: Times | None = None
     hotwords: tuple[str, ...] = ()
     ended: FinishReason = "stop"
 
@@ -80,7 +91,7 @@ def hear(
     start: float,
     *,
     voice: Voice | None = None,
-    timed: bool = False,
+    timed: Times | None = None,
     hotwords: tuple[str, ...] = (),
 ) -> Heard:
     """Encode the window `samples [n]` that begins at `start`, to be transcribed.
@@ -93,8 +104,8 @@ def hear(
     if quiet or (voice is not None and not is_spoken(samples, voice)):
         return Heard(start, duration, None)
     letters = backend.config.audio.letters
-    timed = timed and not letters
-    question = TRANSCRIBE_TIMED if timed else TRANSCRIBE
+    timed = None if letters else timed
+    question, _ = TIMED[timed]
     prompt = listen(backend, processor, [samples], question if letters else with_hotwords(question, hotwords))
     logprobs = prompt.audio.letter_logprobs
     silent = logprobs is not None and is_silent(logprobs, letters)
@@ -112,8 +123,10 @@ def write(
     logprobs, letters = audio.letter_logprobs, backend.config.audio.letters
     spelled = heard.prompt.spelled
     draft = LetterDraft(spelled.best, letters, tokenizer) if spelled is not None else None
-    most = SPARE_TOKENS + int(TOKENS_PER_SECOND * (1 + heard.timed) * heard.duration)
-    params = replace(params, max_new_tokens=min(params.max_new_tokens, most))
+    _, longer = TIMED[heard.timed]
+    most = SPARE_TOKENS + int(TOKENS_PER_SECOND * longer * heard.duration)
+    limit = params.max_new_tokens * (longer if heard.timed == "words" else 1)
+    params = replace(params, max_new_tokens=min(limit, most))
     n_beams = max(params.n_beams, TRANSCRIPT_BEAMS) if heard.hotwords else params.n_beams
     if logprobs is not None and draft is not None and is_search(params):
         guide, bias = LetterGuide(logprobs, letters, tokenizer), HotwordBias(heard.hotwords, tokenizer)
@@ -183,6 +196,13 @@ def locate(text: str, heard: Heard, letters: str) -> tuple[Segment, ...]:
     words: tuple[Word, ...] = ()
     if text and heard.prompt is not None and heard.prompt.audio.letter_logprobs is not None:
         words = forced_alignment(heard.prompt.audio.letter_logprobs, text, letters)
+    elif heard.timed == "words":
+        pieces = parse_timestamped(text, heard.duration)
+        if not any(" " in piece.text for piece in pieces):  # else the model stamped sentences after all
+            words = tuple(Word(piece.text, piece.start, piece.end) for piece in pieces)
+    if words:
+        placed = with_length([(word.start, word.end) for word in words], heard.duration, False, MIN_WORD_SECONDS)
+        words = tuple(Word(word.text, *span) for word, span in zip(words, placed, strict=True))
     segments = group_words(words) or parse_timestamped(text, heard.duration)
     if not segments:
         return ()

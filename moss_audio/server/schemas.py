@@ -233,8 +233,11 @@ class DurationUsage(Reply):
 
 
 class Transcription(Reply):
+    """`finish_reason` is an addition: `length` where the text was cut."""
+
     text: str
     usage: TokenUsage
+    finish_reason: Finish
 
 
 class TranscriptWord(Reply):
@@ -300,6 +303,7 @@ class TranscriptDone(Reply):
     type: Literal["transcript.text.done"] = "transcript.text.done"
     text: str
     usage: TokenUsage
+    finish_reason: Finish
 
 
 # --- models and errors ------------------------------------------------------------------------------------------------

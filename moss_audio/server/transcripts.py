@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -134,10 +134,12 @@ async def transcribe(service: Service, owner: str, data: bytes, wanted: Wanted) 
 
 
 def _submit(service: Service, owner: str, samples: np.ndarray, wanted: Wanted) -> Job[Passage]:
-    model, params, hotwords = service.model, wanted.params, wanted.hotwords
-    return service.submit(
-        owner, lambda cancelled: model.passages(samples, params=params, hotwords=hotwords, cancelled=cancelled)
-    )
+    def work(cancelled: Callable[[], bool]) -> Iterator[Passage]:
+        return service.model.passages(
+            samples, params=wanted.params, hotwords=wanted.hotwords, cancelled=cancelled, words=wanted.words
+        )
+
+    return service.submit(owner, work)
 
 
 def hotwords(prompt: str | None) -> tuple[str, ...]:
@@ -186,22 +188,22 @@ def verbose(transcript: Transcript, language: str, *, words: bool, segments: boo
 
 
 def _rendered(transcript: Transcript, wanted: Wanted) -> Response:
-    finish(transcript.finish_reason)
+    ended = {"X-Finish-Reason": finish(transcript.finish_reason)}  # in JSON it has a field
     match wanted.format:
         case "text":
-            return PlainTextResponse(f"{transcript.text}\n")
+            return PlainTextResponse(f"{transcript.text}\n", headers=ended)
         case "srt" | "vtt":
             kind = "application/x-subrip; charset=utf-8" if wanted.format == "srt" else "text/vtt"
-            return PlainTextResponse(WRITERS[wanted.format](transcript.segments), media_type=kind)
+            return PlainTextResponse(WRITERS[wanted.format](transcript.segments), media_type=kind, headers=ended)
         case _:
             return JSONResponse(_document(transcript, wanted).model_dump(exclude_none=True))
 
 
 def _document(transcript: Transcript, wanted: Wanted) -> BaseModel:
-    finish(transcript.finish_reason)
     if wanted.format == "verbose_json":
         return verbose(transcript, wanted.language, words=wanted.words, segments=wanted.segments)
-    return Transcription(text=transcript.text, usage=token_usage(transcript.usage))
+    reason = finish(transcript.finish_reason)
+    return Transcription(text=transcript.text, usage=token_usage(transcript.usage), finish_reason=reason)
 
 
 async def _events(service: Service, job: Job[Passage], duration: float) -> AsyncIterator[bytes]:
@@ -216,9 +218,9 @@ async def _events(service: Service, job: Job[Passage], duration: float) -> Async
         yield sse(TranscriptProgress(seconds=round(passage.end, 3), duration=round(duration, 3)))
         found.append(passage)
     whole = Transcript.of(found)
-    finish(whole.finish_reason)
+    reason = finish(whole.finish_reason)
     service.count(whole.usage, time.monotonic() - began)
-    yield sse(TranscriptDone(text=whole.text, usage=token_usage(whole.usage)))
+    yield sse(TranscriptDone(text=whole.text, usage=token_usage(whole.usage), finish_reason=reason))
     yield DONE
 
 

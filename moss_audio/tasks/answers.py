@@ -41,6 +41,8 @@ class TranscribeResult(Result):
 
     text: str
     segments: tuple[Segment, ...]
+    notes: tuple[str, ...] = ()
+    """Where and why the text is not whole, and what was repaired."""
 
     def to_text(self) -> str:
         return self.text
@@ -68,7 +70,7 @@ def transcribe(listener: Listener, samples: np.ndarray, options: TranscribeOptio
     """What is said, of a recording of any length."""
     params = replace(SamplingParams(), n_beams=options.beams)
     transcript = listener.transcribe(samples, params, options.hotwords)
-    return TranscribeResult(listener.cost(samples), transcript.text, transcript.segments)
+    return TranscribeResult(listener.cost(samples), transcript.text, transcript.segments, transcript.notes)
 
 
 def describe(listener: Listener, samples: np.ndarray, options: NoOptions) -> TextResult:

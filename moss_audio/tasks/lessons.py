@@ -105,7 +105,7 @@ def feedback(listener: Listener, samples: np.ndarray, options: FeedbackOptions) 
     if subject == "music":
         played = compare_music(signal.tempo(samples), options.bpm, signal.key(samples), options.key)
         return FeedbackResult(listener.cost(samples), None, played)
-    transcript = listener.transcribe(samples)
+    transcript = listener.transcribe(samples, words=True)
     spoken = compare_speech(transcript.segments, options.text, options.pause)
     return FeedbackResult(listener.cost(samples), spoken, None)
 

@@ -84,10 +84,16 @@ class Listener:
         return None if self.cancelled() else picked
 
     def transcribe(
-        self, samples: np.ndarray, params: SamplingParams | None = None, hotwords: tuple[str, ...] = ()
+        self,
+        samples: np.ndarray,
+        params: SamplingParams | None = None,
+        hotwords: tuple[str, ...] = (),
+        words: bool = False,
     ) -> Transcript:
-        """What is said, with times."""
-        transcript = self.model.transcribe(samples, params=params, hotwords=hotwords, cancelled=self.cancelled)
+        """What is said, with times; those of `words` as in `MossAudio.transcribe`."""
+        transcript = self.model.transcribe(
+            samples, params=params, hotwords=hotwords, cancelled=self.cancelled, words=words
+        )
         self._usage += transcript.usage
         self._reasons.add(transcript.finish_reason)
         return transcript

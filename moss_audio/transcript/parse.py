@@ -136,10 +136,9 @@ def _filled(
 
 
 def with_length(
-    spans: Sequence[tuple[float, float]], duration: float | None, overlaps: bool
+    spans: Sequence[tuple[float, float]], duration: float | None, overlaps: bool, least: float = MIN_SECONDS
 ) -> list[tuple[float, float]]:
-    """Spans within the recording, each with a length, and without `overlaps` none over the next."""
-    least = MIN_SECONDS
+    """Spans within the recording, each `least` seconds long or more, and without `overlaps` none over the next."""
     if duration is not None:
         least = min(least, duration / (1 if overlaps else len(spans)))
     placed: list[tuple[float, float]] = []
