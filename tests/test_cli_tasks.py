@@ -17,6 +17,7 @@ from moss_audio.tasks import TASKS
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SIREN = str(EXAMPLES / "siren.ogg")
+MAN = str(EXAMPLES / "speech_man.ogg")
 
 
 @pytest.fixture
@@ -59,10 +60,29 @@ def test_a_plot_is_drawn(says, capsys, tmp_path):
 def test_a_bad_file_does_not_stop_the_others(says, capsys, tmp_path):
     says("A siren.", "A siren.")
     (tmp_path / "bad.wav").write_bytes(b"nothing")
-    assert main(["describe", SIREN, str(tmp_path / "bad.wav"), "gone.wav", SIREN]) == 1
+    assert main(["describe", SIREN, str(tmp_path / "bad.wav"), "gone.wav", MAN]) == 1
     out, err = capsys.readouterr()
     assert out == "A siren.\nA siren.\n"
-    assert "bad.wav" in err and "gone.wav: No such file" in err and "[4/4]" in err
+    assert "bad.wav" in err and "gone.wav: No such file" in err and "[4/4]" in err and "2 failed:" in err
+
+
+def test_a_folder_has_a_file_for_each_and_is_gone_on_with(says, capsys, tmp_path):
+    folder, results = tmp_path / "in", tmp_path / "out"
+    (folder / "deep").mkdir(parents=True)
+    for place in (folder / "a.ogg", folder / "deep/b.ogg"):
+        place.write_bytes(Path(SIREN).read_bytes())
+    (folder / "bad.wav").write_bytes(b"nothing")
+    says("A siren.", "Another.", "Anew.")
+    assert main(["describe", str(folder), "--output", str(results)]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "bad.wav" in err
+    assert sorted(str(path.relative_to(results)) for path in results.rglob("*.json")) == [
+        "a.describe.json", "deep/b.describe.json"
+    ]  # fmt: skip
+    (results / "a.describe.json").unlink()
+    assert main(["describe", str(folder), "--output", str(results)]) == 1
+    assert "1 of 3 recordings are done" in capsys.readouterr().err
+    assert json.loads((results / "a.describe.json").read_text())["parts"][0]["text"] == "Anew."
 
 
 def test_lists_and_policies(says, capsys, tmp_path):
@@ -83,7 +103,7 @@ def test_lists_and_policies(says, capsys, tmp_path):
         (["choose", SIREN, "--question", "a", "--choices", "b"], "valid: 2 to 4 texts"),
         (["choose", SIREN, "--choices", "b"], "--question"),
         (["events", SIREN, "--gap", "-1"], "gap is -1.0; valid: a number from 0"),
-        (["events", SIREN, SIREN, "--plot", "a.png"], "one recording at a time"),
+        (["events", SIREN, MAN, "--plot", "a.png"], "one recording at a time"),
         (["events", SIREN, "--json", "--table"], "not allowed with"),
         (["feedback", SIREN, "--subject", "dance"], "valid: auto, speech, music"),
         (["review", SIREN, "--policy", "gone.toml"], "gone.toml: No such file"),

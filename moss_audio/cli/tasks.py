@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from moss_audio.cli.common import add_model, complain, complain_cut, json_line, load, sampling, source, why
+from moss_audio.cli.recordings import Named, find, same_place
 from moss_audio.errors import MossAudioError, PromptError
 from moss_audio.tasks import TASKS, Task
 from moss_audio.tasks.options import read_options
 
 if TYPE_CHECKING:
     from moss_audio.cli.common import Commands
+    from moss_audio.tasks.result import Result
 
 
 def add(commands: Commands) -> None:
@@ -28,10 +30,13 @@ def add(commands: Commands) -> None:
         command = commands.add_parser(
             name, help=task.summary, description=f"{task.summary[:1].upper()}{task.summary[1:]}."
         )
-        command.add_argument("inputs", nargs="+", metavar="FILE", help="audio or video file; - reads standard input")
+        inputs_help = "audio or video file, a folder of them, or a pattern in quotes; - reads standard input"
+        command.add_argument("inputs", nargs="+", metavar="FILE", help=inputs_help)
         output = command.add_mutually_exclusive_group()
         output.add_argument("--json", action="store_true", help="print a JSON object a line")
         output.add_argument("--table", action="store_true", help="print a table")
+        output.add_argument("--output", type=Path, metavar="DIR", help=f"write NAME.{name}.json for each recording; "
+                            "those that have theirs are skipped")  # fmt: skip
         if name == "events":
             command.add_argument("--plot", metavar="FILE", help="draw it with waveform and spectrogram, as PNG or SVG")
         _add_options(command, task)
@@ -81,32 +86,63 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except PromptError as error:
         parser.error(str(error))
     plot = getattr(args, "plot", None)
-    if plot and len(args.inputs) > 1:
-        parser.error("--plot draws one recording at a time")
     from moss_audio.audio import load_audio
 
-    params, failed = sampling(args, parser), False
-    model = load(args)
-    for number, name in enumerate(args.inputs, 1):
-        if len(args.inputs) > 1:
-            print(f"[{number}/{len(args.inputs)}] {name}", file=sys.stderr, flush=True)
+    params = sampling(args, parser)
+    recordings, failures = find(args.inputs)
+    if plot and len(recordings) > 1:
+        parser.error("--plot draws one recording at a time")
+    if args.output and (pair := same_place(recordings)):
+        one, other = (named.name for named in pair)
+        parser.error(f"{one} and {other} would be written to the same file; give the folder above them")
+    for name, reason in failures:
+        complain(f"{name}: {reason}")
+    wanted = [(named, _target(args, named)) for named in recordings]
+    wanted = [(named, target) for named, target in wanted if target is None or not target.exists()]
+    if len(wanted) < len(recordings):
+        print(f"{len(recordings) - len(wanted)} of {len(recordings)} recordings are done", file=sys.stderr)
+    model = load(args) if wanted else None
+    for number, (named, target) in enumerate(wanted, 1):
+        if len(wanted) > 1:
+            print(f"[{number}/{len(wanted)}] {named.name}", file=sys.stderr, flush=True)
         try:
-            samples = load_audio(source(name))
+            samples = load_audio(source(named.name))
             result = args.task(model, samples, params=params, **options)
             if plot:
                 from moss_audio.tasks.plots import draw_events
 
                 draw_events(samples, result.events, plot)
+            _hand_out(result, named, target, args)
         except BrokenPipeError:
             raise
         except (MossAudioError, OSError) as error:
-            failed = True
-            complain(f"{name}: {why(error)}")
-            continue
+            failures.append((named.name, why(error)))
+            complain(f"{named.name}: {why(error)}")
+    if failures and len(recordings) > 1:
+        complain(f"{len(failures)} failed:")
+        for name, reason in failures:
+            complain(f"{name}: {reason}")
+    return int(bool(failures))
+
+
+def _target(args: argparse.Namespace, named: Named) -> Path | None:
+    """The file that a result goes to, or None for the screen."""
+    if args.output is None:
+        return None
+    place: Path = args.output / named.place
+    return place.with_name(f"{place.name}.{args.task.name}.json")
+
+
+def _hand_out(result: Result, named: Named, target: Path | None, args: argparse.Namespace) -> None:
+    """Print a result or write its file."""
+    line = json_line(file=named.name, **result.to_dict())
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(line, encoding="utf-8")
+    else:
         text = result.to_table() if args.table else result.to_text()
-        sys.stdout.write(json_line(file=name, **result.to_dict()) if args.json else f"{text}\n")
+        sys.stdout.write(line if args.json else f"{text}\n")
         sys.stdout.flush()
-        if result.cost.finish_reason == "length":
-            complain_cut(name)
-    return int(failed)
+    if result.cost.finish_reason == "length":
+        complain_cut(named.name)
 
