@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any, BinaryIO, cast
 
 import av
@@ -38,6 +39,9 @@ _MAGIC = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"FORM",
 
 _MIN_DECODED = 0.9
 """Share of the declared duration that must decode; encoder padding and rounding stay far below the missing tenth."""
+
+_PRIMING = 0.1
+"""Seconds that sound may lag behind the picture because of its codec alone."""
 
 _SAMPLES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}
 """FFmpeg's sample formats that are read."""
@@ -95,6 +99,7 @@ def open_audio(
     left open. Reads WAV, FLAC, MP3, Ogg (Opus, Vorbis), M4A/AAC, WebM, and the best audio track of MP4 and MKV.
     Channels are averaged, other rates resampled with libswresample; 16 kHz mono passes exactly, int16 as x / 32768.
 
+    Where the sound of a video begins after its picture, silence comes first, so that times are those of the video.
     Damaged packets are skipped. A file that decodes to less than 90 % of the duration it declares counts as cut off;
     Ogg, ADTS and streamed WAV declare none, so what is there is returned.
 
@@ -207,8 +212,11 @@ def _open(file: BinaryIO, name: str, limits: Limits) -> Iterator[Recording]:
             if not isinstance(stream, AudioStream):
                 kinds = ", ".join(sorted({other.type for other in container.streams}))
                 raise UnsupportedAudioError(f"{name} has no audio track, only {kinds or 'a header'}")
-            seconds = _declared_seconds(container, stream, size)
-            blocks = _resampled(_mono_blocks(container, stream, name, limits))
+            late = _late(container, stream)
+            if late > limits.max_seconds:
+                raise AudioLimitError(f"{name} has its sound {late:g} s after its picture; cut the recording")
+            seconds = _declared_seconds(container, stream, size, late)
+            blocks = chain(_silence(late), _resampled(_mono_blocks(container, stream, name, limits)))
             yield Recording(seconds, _complete(blocks, seconds, name))
     except av.error.FFmpegError as error:
         if head.startswith(_MAGIC) or head[4:8] == b"ftyp":
@@ -258,8 +266,11 @@ def _complete(blocks: Iterator[np.ndarray], declared: float | None, name: str) -
         raise CorruptAudioError(f"{name} is cut off or damaged: {decoded:.2f} s of its {declared:.2f} s can be decoded")
 
 
-def _declared_seconds(container: InputContainer, stream: AudioStream, size: int) -> float | None:
-    """The duration that the file states for its audio track, or None where FFmpeg only guesses one from the size."""
+def _declared_seconds(container: InputContainer, stream: AudioStream, size: int, late: float) -> float | None:
+    """When the audio track ends by what the file states, or None where FFmpeg only guesses it from the size.
+
+    The track begins `late`; Matroska states its end, others how long it is.
+    """
     if stream.duration is None or stream.time_base is None:
         tag = re.fullmatch(r"(\d\d):(\d\d):(\d\d\.\d{1,9})", stream.metadata.get("DURATION", ""))  # MKV and WebM
         return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else None
@@ -267,7 +278,24 @@ def _declared_seconds(container: InputContainer, stream: AudioStream, size: int)
     if container.format.name in ("mp3", "aac") and stream.bit_rate:
         guess = 8 * size / stream.bit_rate
         return None if abs(declared - guess) <= 0.02 * guess else declared
-    return declared
+    return declared + late
+
+
+def _late(container: InputContainer, stream: AudioStream) -> float:
+    """Seconds by which the sound of a video begins after the video, or 0 where that is a matter of its priming."""
+    start, base, begin = stream.start_time, stream.time_base, container.start_time
+    if not container.streams.video or start is None or base is None or begin is None:
+        return 0.0
+    late = float(start * base) - begin / av.time_base
+    return late if late > _PRIMING else 0.0
+
+
+def _silence(seconds: float) -> Iterator[np.ndarray]:
+    """So many `seconds` of zeros, one at a time."""
+    left = round(seconds * SAMPLE_RATE)
+    while left > 0:
+        yield np.zeros(min(left, SAMPLE_RATE), np.float32)
+        left -= SAMPLE_RATE
 
 
 def _mono_blocks(

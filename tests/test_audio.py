@@ -128,6 +128,25 @@ def test_channels_beyond_the_eighth_of_a_planar_stream() -> None:
     assert samples.shape == (5 * 1024,) and np.isfinite(samples).all()
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_sound_that_begins_after_the_picture_is_late(tmp_path, suffix) -> None:
+    path = tmp_path / f"late.{suffix}"
+    with av.open(path, "w") as out:
+        picture = out.add_stream("libx264", rate=10)
+        picture.width, picture.height, picture.pix_fmt = 64, 64, "yuv420p"
+        sound = out.add_stream("aac", rate=16_000, layout="mono")
+        for _ in range(40):
+            out.mux(picture.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        frame = av.AudioFrame.from_ndarray(tone(1.0)[None].astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16_000, 32_000
+        out.mux([*picture.encode(), *sound.encode(frame), *sound.encode()])
+    samples = load_audio(path)
+    assert len(samples) / SAMPLE_RATE == pytest.approx(3.0, abs=0.2)
+    assert not samples[: int(1.8 * SAMPLE_RATE)].any() and np.abs(samples[int(2.2 * SAMPLE_RATE) :]).max() > 0.1
+    with pytest.raises(AudioLimitError, match="after its picture"):
+        load_audio(path, Limits(max_seconds=1.5))
+
+
 def test_resampling_keeps_time_and_shape() -> None:
     samples = load_audio(encode("wav", "pcm_f32le", tone(1.0, 48_000), 48_000))
     assert len(samples) == SAMPLE_RATE
