@@ -151,8 +151,6 @@ def test_a_worker_that_is_killed_is_replaced():
         await decoders.start()
         (pid,) = decoders.pids
         os.kill(pid, signal.SIGKILL)
-        with pytest.raises(CorruptAudioError, match="crashed"):
-            await decoders.decode("ann", wav())
         assert len(await decoders.decode("ann", wav())) == 32_000
         assert decoders.pids != [pid]
 

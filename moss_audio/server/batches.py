@@ -237,6 +237,9 @@ class Runner:
                 if self._store.batch(line.batch, line.owner).status == "cancelled":
                     return True
             await self._keep(line, 200, task.result())
+        except asyncio.CancelledError:  # the server stops, which is not the request's doing
+            self._store.give_back(line)
+            raise
         except Exception as error:
             answer = refusal(error)
             if isinstance(error, Refusal) and answer.status_code in (429, 503):

@@ -69,9 +69,18 @@ class Decoders:
             raise busy("busy", "the server holds as much audio as it can; try again soon")
         worker = await self._idle.get()
         try:
-            if worker is None or worker.returncode is not None:
-                worker = await self._spawn()
-            samples = await asyncio.wait_for(self._ask(worker, data), self.settings.decode_seconds)
+            for again in (True, False):  # a worker may have died of something else than this recording
+                if worker is None or worker.returncode is not None:
+                    worker = await self._spawn()
+                try:
+                    samples = await asyncio.wait_for(self._ask(worker, data), self.settings.decode_seconds)
+                    break
+                except (AudioError, TimeoutError):
+                    raise
+                except (OSError, EOFError, ValueError, KeyError):
+                    if not again:
+                        raise
+                    await self._kill(worker)
         except AudioError:
             raise
         except TimeoutError:
