@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+from asyncio.subprocess import Process
 from collections.abc import Iterator
 
 import httpx
@@ -153,6 +154,26 @@ def test_a_worker_that_is_killed_is_replaced():
         os.kill(pid, signal.SIGKILL)
         assert len(await decoders.decode("ann", wav())) == 32_000
         assert decoders.pids != [pid]
+
+    decoding(check, decoders=1)
+
+
+def test_a_recording_that_kills_every_worker_is_refused(monkeypatch):
+    async def check(decoders: Decoders) -> None:
+        spawn, spawned = decoders._spawn, list[int]()
+
+        async def dying() -> Process:
+            worker = await spawn()
+            spawned.append(worker.pid)
+            os.kill(worker.pid, signal.SIGKILL)
+            return worker
+
+        monkeypatch.setattr(decoders, "_spawn", dying)
+        with pytest.raises(CorruptAudioError, match="crashed"):
+            await decoders.decode("ann", wav())
+        assert len(spawned) == 2
+        monkeypatch.setattr(decoders, "_spawn", spawn)
+        assert len(await decoders.decode("ann", wav())) == 32_000
 
     decoding(check, decoders=1)
 

@@ -99,6 +99,14 @@ def complain_cut(name: str) -> None:
     complain(f"{name}: the text is cut off at the limit of tokens or in a loop; --max-new-tokens raises the limit")
 
 
+def complain_failures(failures: Sequence[tuple[str, str]], n_recordings: int) -> None:
+    """List the names that failed and why, once more at the end, where there was more than one recording."""
+    if failures and n_recordings > 1:
+        complain(f"{len(failures)} failed:")
+        for name, reason in failures:
+            complain(f"{name}: {reason}")
+
+
 def complain(message: str) -> None:
     """One line on standard error."""
     print(f"moss-audio: {' '.join(message.split())}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import glob
 import os
 from collections import Counter
@@ -43,13 +44,15 @@ def find(names: Sequence[str]) -> tuple[list[Named], list[tuple[str, str]]]:
     return [_told_apart(named) if count[named.place] > 1 else named for named in found.values()], failures
 
 
-def same_place(recordings: Sequence[Named]) -> tuple[Named, Named] | None:
-    """Two recordings whose results would be the same file, if there are any."""
+def check_places(recordings: Sequence[Named], parser: argparse.ArgumentParser) -> None:
+    """Refuse two recordings whose results would be the same file."""
     seen: dict[Path, Named] = {}
     for named in recordings:
-        if seen.setdefault(named.place, named) is not named:
-            return seen[named.place], named
-    return None
+        other = seen.setdefault(named.place, named)
+        if other is not named:
+            parser.error(
+                f"{other.name} and {named.name} would be written to the same file; give the folder above them"
+            )
 
 
 def _expand(name: str) -> Iterator[Named]:

@@ -11,8 +11,18 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from moss_audio.cli.common import add_model, complain, complain_cut, json_line, load, sampling, source, why
-from moss_audio.cli.recordings import Named, find, same_place
+from moss_audio.cli.common import (
+    add_model,
+    complain,
+    complain_cut,
+    complain_failures,
+    json_line,
+    load,
+    sampling,
+    source,
+    why,
+)
+from moss_audio.cli.recordings import Named, check_places, find
 from moss_audio.errors import MossAudioError, PromptError
 from moss_audio.tasks import TASKS, Task
 from moss_audio.tasks.options import read_options
@@ -92,9 +102,8 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     recordings, failures = find(args.inputs)
     if plot and len(recordings) > 1:
         parser.error("--plot draws one recording at a time")
-    if args.output and (pair := same_place(recordings)):
-        one, other = (named.name for named in pair)
-        parser.error(f"{one} and {other} would be written to the same file; give the folder above them")
+    if args.output:
+        check_places(recordings, parser)
     for name, reason in failures:
         complain(f"{name}: {reason}")
     wanted = [(named, _target(args, named)) for named in recordings]
@@ -118,10 +127,7 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         except (MossAudioError, OSError) as error:
             failures.append((named.name, why(error)))
             complain(f"{named.name}: {why(error)}")
-    if failures and len(recordings) > 1:
-        complain(f"{len(failures)} failed:")
-        for name, reason in failures:
-            complain(f"{name}: {reason}")
+    complain_failures(failures, len(recordings))
     return int(bool(failures))
 
 

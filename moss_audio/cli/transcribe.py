@@ -9,8 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moss_audio.cli.common import INTERRUPTED, add_model, add_output, complain, load, sampling, source, stream, why
-from moss_audio.cli.recordings import Named, find, same_place
+from moss_audio.cli.common import (
+    INTERRUPTED,
+    add_model,
+    add_output,
+    complain,
+    complain_failures,
+    load,
+    sampling,
+    source,
+    stream,
+    why,
+)
+from moss_audio.cli.recordings import Named, check_places, find
 from moss_audio.cli.results import Results
 from moss_audio.errors import MossAudioError, PromptError
 from moss_audio.prompts import TRANSCRIPT_BEAMS
@@ -88,10 +99,7 @@ def _transcribe(args: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         skipped = len(recordings) - len(wanted)
         print(f"{skipped} of {len(recordings)} recordings are done; --overwrite writes them again", file=sys.stderr)
     whole = _each(wanted, results, args, params, failures) if wanted else True
-    if failures and len(recordings) > 1:
-        complain(f"{len(failures)} failed:")
-        for name, reason in failures:
-            complain(f"{name}: {reason}")
+    complain_failures(failures, len(recordings))
     return int(bool(failures)) if whole else INTERRUPTED
 
 
@@ -106,9 +114,8 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser, recordings
                 parser.error(f"--{option} needs --output, the folder of the results")
     elif args.json or args.stream:
         parser.error(f"--{'json' if args.json else 'stream'} prints and --output writes files; use --format json")
-    elif pair := same_place(recordings):
-        one, other = (named.name for named in pair)
-        parser.error(f"{one} and {other} would be written to the same file; give the folder above them")
+    else:
+        check_places(recordings, parser)
 
 
 def _results(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Results:
@@ -155,8 +162,8 @@ def _one(
     kept, hotwords = results.unfinished(named), _hotwords(args)
     of = dict[str, Any]()
     if kept is not None:
-        settings = {"model": args.model, "hotwords": hotwords, "words": args.word_cues, **asdict(params)}
-        settings["stop"] = list(params.stop)
+        chosen = {**asdict(params), "stop": list(params.stop)}
+        settings = {"model": args.model, "hotwords": hotwords, "words": args.word_cues, **chosen}
         of = unfinished.fingerprint(named.name, settings)
         kept.parent.mkdir(parents=True, exist_ok=True)
     found: list[Passage] = unfinished.restore(kept, of) if kept is not None and args.resume else []

@@ -175,7 +175,7 @@ def _extend(
     the same shape, are the logits of the network that hears nothing.
     """
     totals = _totals(rows)
-    unheard = np.zeros_like(rows) if deaf is None else np.maximum(deaf - _totals(deaf), LEAST_DEAF)
+    deaf_totals = None if deaf is None else _totals(deaf)
     likely = np.argpartition(rows, -CANDIDATES, axis=1)[:, -CANDIDATES:].tolist()
     wanted = [bias(beam.tokens) if bias else {} for beam in beams]
     said = [sum(beam.logprobs) for beam in beams]
@@ -191,9 +191,9 @@ def _extend(
         behind = len(place.costs) - 1 if token in ends else int(place.costs.argmin())
         least = wanted[parent].get(token)
         favour = beam.favour + (0.0 if least is None else max(0.0, least - logprob))
-        if token not in ends:
-            plain = float(unheard[parent, token])
-            favour += DEAF_WEIGHT * (plain if least is None else max(plain, ORDINARY_DEAF))
+        if deaf is not None and deaf_totals is not None and token not in ends:
+            plain = float(deaf[parent, token] - deaf_totals[parent, 0])
+            favour += DEAF_WEIGHT * max(plain, LEAST_DEAF if least is None else ORDINARY_DEAF)
         score = said[parent] + logprob + favour - LETTERS_WEIGHT * cost + PROGRESS * behind
         yield Hypothesis((*beam.tokens, token), (*beam.logprobs, logprob), place, score, favour), parent
 

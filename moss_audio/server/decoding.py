@@ -30,6 +30,10 @@ _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "VIRTUAL_ENV", 
 _BLOCK = 1 << 20
 
 
+class _DecoderCrashError(CorruptAudioError):
+    """A worker died while it decoded a recording."""
+
+
 class Decoders:
     """The workers. `decode` takes any number of calls; each waits for an idle worker."""
 
@@ -56,8 +60,8 @@ class Decoders:
     async def decode(self, owner: str, data: bytes) -> np.ndarray:
         """The samples `[n]` of a file. The same file from the same owner is decoded once for a while.
 
-        Raises `AudioError`, also where the worker crashed or took longer than it may, and `Refusal` where the server
-        holds too much audio already.
+        Raises `AudioError`, also where two workers crashed or one took longer than it may, and `Refusal` where the
+        server holds too much audio already.
         """
         name = owner, hashlib.sha256(data).digest()
         cached = self._cache.get(name)
@@ -67,20 +71,21 @@ class Decoders:
             return cached
         if self.held_seconds > self.settings.max_held_seconds:
             raise busy("busy", "the server holds as much audio as it can; try again soon")
+        try:
+            samples = await self._by_a_worker(data)
+        except _DecoderCrashError:  # of something else than this recording, perhaps
+            samples = await self._by_a_worker(data)
+        self._handed_out.append(weakref.ref(samples))
+        self._keep(name, samples)
+        return samples
+
+    async def _by_a_worker(self, data: bytes) -> np.ndarray:
+        """The samples of a file, decoded by the next idle worker; one that dies or is stopped is not used again."""
         worker = await self._idle.get()
         try:
-            for again in (True, False):  # a worker may have died of something else than this recording
-                if worker is None or worker.returncode is not None:
-                    worker = await self._spawn()
-                try:
-                    samples = await asyncio.wait_for(self._ask(worker, data), self.settings.decode_seconds)
-                    break
-                except (AudioError, TimeoutError):
-                    raise
-                except (OSError, EOFError, ValueError, KeyError):
-                    if not again:
-                        raise
-                    await self._kill(worker)
+            if worker is None or worker.returncode is not None:
+                worker = await self._spawn()
+            return await asyncio.wait_for(self._ask(worker, data), self.settings.decode_seconds)
         except AudioError:
             raise
         except TimeoutError:
@@ -89,15 +94,12 @@ class Decoders:
             raise AudioError(f"the recording was not decoded within {seconds:g} s; send a shorter one") from None
         except (OSError, EOFError, ValueError, KeyError) as error:
             await self._kill(worker)
-            raise CorruptAudioError("the recording crashed its decoder; convert it, such as with ffmpeg") from error
+            raise _DecoderCrashError("the recording crashed its decoder; convert it, such as with ffmpeg") from error
         except BaseException:
             await self._kill(worker)  # cancelled in the middle of an exchange
             raise
         finally:
             self._idle.put_nowait(worker if worker is not None and worker.returncode is None else None)
-        self._handed_out.append(weakref.ref(samples))
-        self._keep(name, samples)
-        return samples
 
     @property
     def held_seconds(self) -> float:
