@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import signal
+import time
 
 import pytest
 from servers import KEY, KEYS, client, process, question, until, wav
@@ -120,16 +121,50 @@ def test_files_and_batches_are_their_owners():
 
 
 def test_the_store_is_limited_and_forgets():
-    with client(max_store_bytes=3000) as http:
-        upload(http, "x" * 2000)
-        response = http.post("/v1/files", files={"file": ("b", b"x" * 2000)}, data={"purpose": "batch"})
+    with client(max_store_bytes=200_000) as http:
+        file = upload(http, f"{line('a', {'x': 'x' * 80_000})}")
+        response = http.post("/v1/files", files={"file": ("b", b"x" * 120_000)}, data={"purpose": "batch"})
         assert (response.status_code, response.json()["error"]["code"]) == (413, "store_full")
+        batch = {"input_file_id": file, "endpoint": CHAT}
+        assert http.post("/v1/batches", json=batch).status_code == 200  # its lines are a copy
+        response = http.post("/v1/batches", json=batch)
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "store_full")
+        assert http.delete(f"/v1/files/{file}").status_code == 200
+        upload(http, "x" * 30_000)
     with client(max_batch_bytes=1024) as http:
         response = http.post("/v1/files", files={"file": ("b", b"x" * 2000)}, data={"purpose": "batch"})
         assert (response.status_code, response.json()["error"]["code"]) == (413, "file_too_large")
     with client(batch_seconds=0.1) as http:
         upload(http, "x")
         until(lambda: http.app.state.store.expire() or not http.get("/v1/files").json()["data"])
+
+
+def test_an_owner_has_few_open_batches_and_none_for_ever():
+    with client("x" * 40, delay=0.05, max_batches_per_key=2, batch_seconds=3.0) as http:
+        batch = start(http, f"{line('a')}\n{line('b')}")
+        start(http, line("a"))
+        file = upload(http, line("a"))
+        response = http.post("/v1/batches", json={"input_file_id": file, "endpoint": CHAT})
+        assert (response.status_code, response.json()["error"]["code"]) == (429, "too_many_batches")
+        assert int(response.headers["Retry-After"]) > 0
+        assert batch["expires_at"] - batch["created_at"] == 3 and batch["expired_at"] is None
+        time.sleep(3.1)
+        http.app.state.store.expire()
+        batch = http.get(f"/v1/batches/{batch['id']}").json()
+        assert batch["status"] == "expired" and batch["expired_at"] and batch["completed_at"] is None
+        start(http, line("a"))
+
+
+def test_stopping_is_not_a_requests_doing(tmp_path):
+    store, batch = str(tmp_path / "store.db"), {}
+    for stop in range(5):  # more often than a request may take the server with it
+        with process(store, delay=0.2, text="x" * 60) as (http, running):
+            batch = batch or start(http, line("a"))
+            until(lambda http=http: "running 1.0" in http.get("/metrics").text, 20)
+            running.terminate()
+            assert running.wait(20) is not None, stop
+    with process(store) as (http, _):
+        assert ended(http, batch, 30)["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
 
 
 def test_nothing_is_lost_when_the_server_is_killed(tmp_path):

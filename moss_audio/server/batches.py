@@ -84,11 +84,13 @@ class BatchReply(Reply):
     endpoint: str
     input_file_id: str
     completion_window: str = "24h"
-    status: Literal["in_progress", "completed", "cancelled"]
+    status: Literal["in_progress", "completed", "cancelled", "expired"]
     created_at: int
     in_progress_at: int | None
     completed_at: int | None
     cancelled_at: int | None
+    expires_at: int
+    expired_at: int | None
     output_file_id: str | None
     error_file_id: str | None
     request_counts: Counts
@@ -106,7 +108,7 @@ class BatchList(Reply):
 class BatchRequest(Body):
     input_file_id: str = Field(max_length=100)
     endpoint: str = Field(max_length=100)
-    completion_window: str = Field("24h", max_length=16, description="ignored: batches are answered as time allows")
+    completion_window: str = Field("24h", max_length=16, description="ignored: see expires_at")
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
         None, max_length=16
     )
@@ -234,7 +236,7 @@ class Runner:
         task = asyncio.ensure_future(self._result(line))
         try:
             while not (await asyncio.wait({task}, timeout=POLL_SECONDS))[0]:
-                if self._store.batch(line.batch, line.owner).status == "cancelled":
+                if self._store.batch(line.batch, line.owner).status != "in_progress":
                     return True
             await self._keep(line, 200, task.result())
         except asyncio.CancelledError:  # the server stops, which is not the request's doing
@@ -289,6 +291,8 @@ def _batch(batch: Batch) -> BatchReply:
         in_progress_at=batch.created,
         completed_at=ended if batch.status == "completed" else None,
         cancelled_at=ended if batch.status == "cancelled" else None,
+        expires_at=batch.expires,
+        expired_at=ended if batch.status == "expired" else None,
         output_file_id=OUTPUT + batch.id if batch.done > batch.failed else None,
         error_file_id=ERRORS + batch.id if batch.failed else None,
         request_counts=Counts(total=batch.total, completed=batch.done - batch.failed, failed=batch.failed),

@@ -55,8 +55,7 @@ async def complete(service: Service, owner: str, body: ChatRequest) -> ChatCompl
     """The whole answer."""
     asked = await question(service, owner, body)
     job = service.submit(owner, lambda cancelled: answers(service.model, asked, cancelled))
-    n, began = asked.n, time.monotonic()
-    texts, ends, usage = [""] * n, [_CANCELLED] * n, Usage()
+    texts, ends, usage = [""] * asked.n, [_CANCELLED] * asked.n, Usage()
     try:
         async for index, event in job:
             texts[index] += event.text
@@ -65,7 +64,7 @@ async def complete(service: Service, owner: str, body: ChatRequest) -> ChatCompl
                 usage = _sum(usage, event.usage)
     finally:
         job.cancel()
-    service.count(usage, time.monotonic() - began)
+    service.count(usage, job.seconds)
     choices = [_choice(index, text, end) for index, (text, end) in enumerate(zip(texts, ends, strict=True))]
     return ChatCompletion(
         id=new_id("chatcmpl"), created=int(time.time()), model=service.name, choices=choices, usage=chat_usage(usage)
@@ -125,7 +124,7 @@ async def _begin(service: Service, owner: str, body: ChatRequest) -> tuple[Event
 async def _chunks(
     service: Service, body: ChatRequest, job: Events, first: tuple[int, TokenEvent] | None
 ) -> AsyncIterator[bytes]:
-    name, created, began, usage = new_id("chatcmpl"), int(time.time()), time.monotonic(), Usage()
+    name, created, usage = new_id("chatcmpl"), int(time.time()), Usage()
 
     def chunk(choices: list[ChunkChoice], total: ChatUsage | None = None) -> bytes:
         value = ChatChunk(id=name, created=created, model=service.name, choices=choices, usage=total)
@@ -140,7 +139,7 @@ async def _chunks(
         if event.finish_reason is not None:
             usage = _sum(usage, event.usage)
             yield chunk([ChunkChoice(index=index, delta=Delta(), finish_reason=finish(event.finish_reason))])
-    service.count(usage, time.monotonic() - began)
+    service.count(usage, job.seconds)
     if body.stream_options is not None and body.stream_options.include_usage:
         yield chunk([], chat_usage(usage))
     yield DONE

@@ -79,8 +79,9 @@ class Settings:
     store: str = _setting("", "SQLite file of batches; none: kept in memory until the server stops")
     max_batch_bytes: int = _setting(64 << 20, "bytes of one batch file", 1024)
     max_batch_lines: int = _setting(10_000, "requests of one batch", 1)
-    max_store_bytes: int = _setting(1 << 30, "bytes of all batch files of the store", 1024)
-    batch_seconds: float = _setting(7 * 86_400.0, "time until files and ended batches are deleted", 0.1)
+    max_batches_per_key: int = _setting(8, "batches of one key that have not ended", 1)
+    max_store_bytes: int = _setting(1 << 30, "bytes of the store: files, requests and results", 32 << 10)
+    batch_seconds: float = _setting(7 * 86_400.0, "time until batches expire, and what has ended is deleted", 0.1)
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -30,7 +30,7 @@ create table if not exists lines (
 create index if not exists pending on lines (batch) where status is null;
 """
 
-ENDED = ("completed", "cancelled")
+ENDED = ("completed", "cancelled", "expired")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Batch:
 
     id: str
     created: int
+    expires: int
     ended: int | None
     endpoint: str
     file: str
@@ -92,10 +93,7 @@ class Store:
 
     def add_file(self, file_id: str, owner: str, name: str, content: bytes) -> StoredFile:
         """Keep a file. Raises `Refusal` where the store is full."""
-        used = self._one("select coalesce(sum(n_bytes), 0) from files")[0]
-        used += self._one("select coalesce(sum(length(body) + coalesce(length(result), 0)), 0) from lines")[0]
-        if used + len(content) > self._settings.max_store_bytes:
-            raise Refusal(413, "store_full", "the server keeps as many files as it can; delete some of yours")
+        self._check_room(len(content))
         row = (file_id, owner, time.time(), name, len(content), content)
         self._run("insert into files values (?, ?, ?, ?, ?, ?)", *row)
         return self.file(file_id, owner)
@@ -120,7 +118,15 @@ class Store:
         self, batch_id: str, owner: str, endpoint: str, file_id: str, metadata: dict[str, str],
         lines: Sequence[tuple[str, str]],
     ) -> Batch:  # fmt: skip
-        """Start a job of `lines`, pairs of `custom_id` and the body as JSON, all or nothing."""
+        """Start a job of `lines`, pairs of `custom_id` and the body as JSON, all or nothing.
+
+        Raises `Refusal` where the store is full or the owner has as many batches as may be open.
+        """
+        self._check_room(sum(len(body) for _, body in lines))
+        most = self._settings.max_batches_per_key
+        if self._one("select count(*) from batches where owner = ? and ended is null", owner)[0] >= most:
+            message = f"{most} of your batches have not ended; wait for one, or cancel it"
+            raise Refusal(429, "too_many_batches", message, retry_after=60)
         rows = [(batch_id, number, custom_id, body) for number, (custom_id, body) in enumerate(lines, 1)]
         job = (batch_id, owner, time.time(), endpoint, file_id, "in_progress", json.dumps(metadata))
         with self._lock:
@@ -136,11 +142,11 @@ class Store:
 
     def batch(self, batch_id: str, owner: str) -> Batch:
         """Raises `Refusal` for a batch that is not the owner's."""
-        return _batch(self._own(f"{_BATCH} where b.id = ? and b.owner = ? group by b.id", batch_id, owner))
+        return self._batch(self._own(f"{_BATCH} where b.id = ? and b.owner = ? group by b.id", batch_id, owner))
 
     def batches(self, owner: str, limit: int) -> list[Batch]:
         query = f"{_BATCH} where b.owner = ? group by b.id order by b.created desc, b.rowid desc limit ?"
-        return [_batch(row) for row in self._all(query, owner, limit)]
+        return [self._batch(row) for row in self._all(query, owner, limit)]
 
     def cancel(self, batch_id: str, owner: str) -> Batch:
         """No further line is started; results stay."""
@@ -187,10 +193,24 @@ class Store:
             number = rows[-1][0]
 
     def expire(self) -> None:
-        """Delete what is older than the server keeps."""
-        before = time.time() - self._settings.batch_seconds
+        """End batches that took too long, with the results that there are, and delete what is older than is kept."""
+        now = time.time()
+        before = now - self._settings.batch_seconds
         self._run("delete from batches where ended < ?", before)
+        self._run("update batches set status = 'expired', ended = ? where ended is null and created < ?", now, before)
         self._run("delete from files where created < ?", before)
+
+    def _batch(self, row: Any) -> Batch:
+        name, created, ended, endpoint, file, status, metadata, total, done, failed = row
+        expires, when = int(created + self._settings.batch_seconds), int(ended) if ended is not None else None
+        return Batch(
+            name, int(created), expires, when, endpoint, file, status, json.loads(metadata), total, done, failed
+        )
+
+    def _check_room(self, n_bytes: int) -> None:
+        pages, free, size = (self._one(f"pragma {name}")[0] for name in ("page_count", "freelist_count", "page_size"))
+        if (pages - free) * size + n_bytes > self._settings.max_store_bytes:
+            raise Refusal(413, "store_full", "the server keeps as much as it can; delete some of your files")
 
     def _run(self, query: str, *values: Any) -> None:
         with self._lock:
@@ -218,9 +238,3 @@ _BATCH = (
 
 def _file(row: Any) -> StoredFile:
     return StoredFile(row[0], int(row[1]), row[2], row[3])
-
-
-def _batch(row: Any) -> Batch:
-    name, created, ended, endpoint, file, status, metadata, total, done, failed = row
-    when = int(ended) if ended is not None else None
-    return Batch(name, int(created), when, endpoint, file, status, json.loads(metadata), total, done, failed)

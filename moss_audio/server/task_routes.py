@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -59,13 +58,13 @@ async def answer(service: Service, owner: str, task: Task[Any], data: bytes, opt
     def work(cancelled: Cancelled) -> Iterator[Result]:
         yield task(service.model, samples, cancelled=cancelled, **options)
 
-    job, began = service.submit(owner, work), time.monotonic()
+    job = service.submit(owner, work)
     try:
         result = await anext(job)
     finally:
         job.cancel()
     finish(result.cost.finish_reason)
-    service.count(result.cost.usage, time.monotonic() - began)
+    service.count(result.cost.usage, job.seconds)
     return result
 
 

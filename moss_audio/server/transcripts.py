@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -124,12 +123,12 @@ async def translations(request: Request, file: Annotated[UploadFile, File()]) ->
 async def transcribe(service: Service, owner: str, data: bytes, wanted: Wanted) -> Transcript:
     """The whole transcript of a file."""
     samples = await service.decoders.decode(owner, data)
-    job, began = _submit(service, owner, samples, wanted), time.monotonic()
+    job = _submit(service, owner, samples, wanted)
     try:
         whole = Transcript.of([passage async for passage in job])
     finally:
         job.cancel()
-    service.count(whole.usage, time.monotonic() - began)
+    service.count(whole.usage, job.seconds)
     return whole
 
 
@@ -207,7 +206,7 @@ def _document(transcript: Transcript, wanted: Wanted) -> BaseModel:
 
 
 async def _events(service: Service, job: Job[Passage], duration: float) -> AsyncIterator[bytes]:
-    found, n_segments, gap, began = list[Passage](), 0, "", time.monotonic()
+    found, n_segments, gap = list[Passage](), 0, ""
     async for passage in job:
         if passage.text:
             yield sse(TranscriptDelta(delta=gap + passage.text))
@@ -219,7 +218,7 @@ async def _events(service: Service, job: Job[Passage], duration: float) -> Async
         found.append(passage)
     whole = Transcript.of(found)
     reason = finish(whole.finish_reason)
-    service.count(whole.usage, time.monotonic() - began)
+    service.count(whole.usage, job.seconds)
     yield sse(TranscriptDone(text=whole.text, usage=token_usage(whole.usage), finish_reason=reason))
     yield DONE
 

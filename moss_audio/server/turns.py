@@ -39,6 +39,8 @@ class Job(Generic[T]):
         self._turns, self._work, self._gone = turns, work, threading.Event()
         self._parts: asyncio.Queue[tuple[T | None, Exception | None]] = asyncio.Queue()
         self._submitted, self._ended = time.monotonic(), False
+        self.seconds = 0.0
+        """Of work, up to the part that came last, without the wait for a turn."""
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
@@ -72,9 +74,11 @@ class Job(Generic[T]):
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads
                 loop.call_soon_threadsafe(self._parts.put_nowait, (part, error))
 
-        self._turns.watcher.waited(time.monotonic() - self._submitted)
+        began = time.monotonic()
+        self._turns.watcher.waited(began - self._submitted)
         try:
             for part in self._work(self._gone.is_set):
+                self.seconds = time.monotonic() - began
                 put(part)
                 if self._gone.is_set():
                     break
