@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
+import signal
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from servers import KEY, KEYS, client, until
@@ -117,6 +121,65 @@ def test_binary_frames_commit_and_clear(said):
         assert done["item_id"] == started["item_id"]
         socket.send_json({"type": "input_audio_buffer.clear"})
         until_type(socket, "input_audio_buffer.cleared")
+
+
+def opus(pcm: bytes) -> list[bytes]:
+    """16 kHz PCM as stereo Opus packets."""
+    encoder = av.CodecContext.create("libopus", "w")
+    encoder.sample_rate, encoder.layout, encoder.format = 48_000, "stereo", "s16"
+    encoder.time_base = Fraction(1, 48_000)
+    samples = np.frombuffer(pcm, "<i2").repeat(6)  # twice for the channels, three times for the rate
+    frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="stereo")
+    frame.sample_rate, frame.pts = 48_000, 0
+    return [bytes(packet) for packet in (*encoder.encode(frame), *encoder.encode(None))]
+
+
+def test_opus_packets_are_heard(said):
+    with client("Hello there.") as http, http.websocket_connect(URL) as socket:
+        options = {"audio": {"input": {"format": {"type": "audio/opus"}}}}
+        socket.send_json({"type": "session.update", "session": options})
+        assert until_type(socket, "session.updated")["session"]["audio"]["input"]["format"] == {"type": "audio/opus"}
+        packets = opus(said)
+        assert max(map(len, packets)) < 1500
+        for packet in packets:
+            socket.send_bytes(packet)
+        done = until_type(socket, "conversation.item.input_audio_transcription.completed")
+        assert done["transcript"] == "Hello there." and 0 <= done["start"] < 0.5 < 2.5 < done["end"] < 4.5
+
+
+def test_opus_that_is_none_is_an_error_and_a_dead_decoder_is_replaced(said):
+    with client("Hello there.") as http, http.websocket_connect(URL) as socket:
+        decoders = http.app.state.service.decoders
+        options = {"audio": {"input": {"format": {"type": "audio/opus"}}}, "partials": False}
+        socket.send_json({"type": "session.update", "session": options})
+        until_type(socket, "session.updated")
+        idle = set(decoders.pids)
+        for bad in (b"", b"OggS" + bytes(50), bytes(9000)):
+            socket.send_bytes(bad)
+            assert "packet" in socket.receive_json()["error"]["message"]
+        (worker,) = set(decoders.pids) - idle
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: worker not in decoders.pids)
+        for packet in opus(said):
+            socket.send_bytes(packet)
+        until_type(socket, "conversation.item.input_audio_transcription.completed")
+    until(lambda: not decoders.pids)
+
+
+def test_events_have_times_in_the_session():
+    with client("[0.5]dog barking[1.5]") as http, http.websocket_connect(URL) as socket:
+        options = {"sample_rate": 16_000, "events": True, "transcription": False}
+        socket.send_json({"type": "session.update", "session": options})
+        assert until_type(socket, "session.updated")["session"]["events"] is True
+        frames = (noise(7) * 32767).astype("<i2").tobytes()
+        for begin in (0, 7):
+            socket.send_bytes(frames)
+            found = until_type(socket, "events")
+            assert (found["start"], found["end"]) == (pytest.approx(begin, abs=0.1), pytest.approx(begin + 7, abs=0.1))
+            (event,) = found["events"]
+            assert event["label"] == "dog barking"
+            assert event["start"] == pytest.approx(begin + 0.5, abs=0.1)
+            assert event["end"] == pytest.approx(begin + 1.5, abs=0.1)
 
 
 def test_sounds_are_narrated_once():

@@ -3,8 +3,8 @@
 It may crash or be killed without harm to the server, and it can do little: its memory and processor time are limited,
 it may not write files, and what it sends back is numbers and text, never pickled objects.
 
-A job is a line of JSON (`n_bytes`, `max_seconds`, `cpu_seconds`) and the bytes; the reply is a line of JSON
-(`n_samples`, or `error` and `message`) and the samples as float32.
+A job is a line of JSON (`n_bytes`, `cpu_seconds`, and `max_seconds` of a file or `packet` for the next one of an Opus
+stream) and the bytes; the reply is a line of JSON (`n_samples`, or `error` and `message`) and the samples as float32.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO
 
-from moss_audio.audio import Limits, load_audio
+import av
+import numpy as np
+
+from moss_audio.audio import SAMPLE_RATE, Limits, load_audio
 from moss_audio.errors import AudioError, AudioLimitError, CorruptAudioError, UnsupportedAudioError
 
 ERRORS: dict[str, type[AudioError]] = {
@@ -31,17 +36,41 @@ def main(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     jobs, replies = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a codec prints must not end up among the samples
+    packets = OpusPackets()
     while line := jobs.readline():
         job = json.loads(line)
         _limit_cpu(job["cpu_seconds"])
-        answer(jobs.read(job["n_bytes"]), job["max_seconds"], replies)
+        data = jobs.read(job["n_bytes"])
+        if job.get("packet"):
+            answer(partial(packets.decode, data), replies)
+        else:
+            answer(partial(load_audio, data, Limits(max_seconds=job["max_seconds"])), replies)
         replies.flush()
 
 
-def answer(data: bytes, max_seconds: float, replies: BinaryIO) -> None:
-    """Decode one file and write the reply."""
+class OpusPackets:
+    """Opus packets as of WebRTC and WebCodecs, without a container, of any number of channels."""
+
+    def __init__(self) -> None:
+        self._decoder = av.CodecContext.create("libopus", "r")
+        self._decoder.sample_rate, self._decoder.layout = 48_000, "mono"
+        self._resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE)
+
+    def decode(self, packet: bytes) -> np.ndarray:
+        """The samples `[n]` of the packet after the last one. Raises `CorruptAudioError`."""
+        try:
+            frames = self._decoder.decode(av.Packet(packet)) if packet else []  # an empty one would end the stream
+        except (av.error.FFmpegError, ValueError):
+            frames = []
+        if not frames:
+            raise CorruptAudioError("this is no Opus packet; send one whole packet a message, without Ogg or WebM")
+        return np.concatenate([out.to_ndarray()[0] for frame in frames for out in self._resampler.resample(frame)])
+
+
+def answer(decode: Callable[[], np.ndarray], replies: BinaryIO) -> None:
+    """Decode and write the reply."""
     try:
-        samples = load_audio(data, Limits(max_seconds=max_seconds))
+        samples = decode()
     except AudioError as error:
         _line(replies, error=type(error).__name__, message=str(error))
     except MemoryError:

@@ -14,7 +14,7 @@ import sys
 import weakref
 from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -28,6 +28,9 @@ _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "VIRTUAL_ENV", 
 """All that a worker is told: no keys."""
 
 _BLOCK = 1 << 20
+
+MAX_PACKET_BYTES = 6 * 1275 + 10
+"""Of 120 ms of Opus: six frames of at most 1275 bytes and their lengths (RFC 6716, 3.2 and 3.4)."""
 
 
 class _DecoderCrashError(CorruptAudioError):
@@ -80,12 +83,19 @@ class Decoders:
         return samples
 
     async def _by_a_worker(self, data: bytes) -> np.ndarray:
-        """The samples of a file, decoded by the next idle worker; one that dies or is stopped is not used again."""
+        """The samples of a file, decoded by the next idle worker."""
         worker = await self._idle.get()
         try:
             if worker is None or worker.returncode is not None:
                 worker = await self._spawn()
-            return await asyncio.wait_for(self._ask(worker, data), self.settings.decode_seconds)
+            return await self._exchange(worker, data, max_seconds=self.settings.max_audio_seconds)
+        finally:
+            self._idle.put_nowait(worker if worker is not None and worker.returncode is None else None)
+
+    async def _exchange(self, worker: Process, data: bytes, **job: float) -> np.ndarray:
+        """What a worker makes of `data`; one that dies or is stopped is not used again."""
+        try:
+            return await asyncio.wait_for(self._ask(worker, data, job), self.settings.decode_seconds)
         except AudioError:
             raise
         except TimeoutError:
@@ -98,8 +108,6 @@ class Decoders:
         except BaseException:
             await self._kill(worker)  # cancelled in the middle of an exchange
             raise
-        finally:
-            self._idle.put_nowait(worker if worker is not None and worker.returncode is None else None)
 
     @property
     def held_seconds(self) -> float:
@@ -113,11 +121,10 @@ class Decoders:
         for worker in list(self._alive):
             await self._kill(worker)
 
-    async def _ask(self, worker: Process, data: bytes) -> np.ndarray:
+    async def _ask(self, worker: Process, data: bytes, job: Mapping[str, float]) -> np.ndarray:
         assert worker.stdin is not None and worker.stdout is not None
-        limits = {"max_seconds": self.settings.max_audio_seconds, "cpu_seconds": self.settings.decode_seconds}
-        job = {"n_bytes": len(data)} | limits
-        worker.stdin.write(json.dumps(job).encode() + b"\n")
+        about = {"n_bytes": len(data), "cpu_seconds": self.settings.decode_seconds, **job}
+        worker.stdin.write(json.dumps(about).encode() + b"\n")
         for start in range(0, len(data), _BLOCK):
             worker.stdin.write(data[start : start + _BLOCK])
             await worker.stdin.drain()
@@ -128,7 +135,7 @@ class Decoders:
         if "error" in reply:
             raise decode_worker.ERRORS.get(reply["error"], AudioError)(str(reply["message"]))
         n_samples = int(reply["n_samples"])
-        if not 0 < n_samples <= (self.settings.max_audio_seconds + 1) * SAMPLE_RATE:
+        if not 0 <= n_samples <= (self.settings.max_audio_seconds + 1) * SAMPLE_RATE:
             raise ValueError(f"the worker announces {n_samples} samples")
         samples: np.ndarray = np.empty(n_samples, np.float32)
         view, at = samples.data.cast("B"), 0
@@ -155,9 +162,12 @@ class Decoders:
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         command = (sys.executable, "-m", decode_worker.__name__, str(self.settings.decode_memory_bytes))
         threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each would reserve memory it never uses
-        worker = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, env=environment | threads, limit=_BLOCK
-        )
+        try:
+            worker = await asyncio.create_subprocess_exec(
+                *command, stdin=PIPE, stdout=PIPE, env=environment | threads, limit=_BLOCK
+            )
+        except OSError:
+            raise busy("busy", "the server can start no decoder now; try again soon") from None
         self._alive.add(worker)
         return worker
 
@@ -168,3 +178,23 @@ class Decoders:
             worker.kill()
         await worker.wait()
         self._alive.discard(worker)
+
+
+class OpusStream:
+    """A live stream of Opus packets, in a worker of its own, since a packet needs those before it."""
+
+    def __init__(self, decoders: Decoders) -> None:
+        self._decoders = decoders
+        self._worker: Process | None = None
+
+    async def push(self, packet: bytes) -> np.ndarray:
+        """The samples `[n]` of the next packet. Raises `AudioError`; after a crash the next packet begins anew."""
+        if len(packet) > MAX_PACKET_BYTES:
+            raise CorruptAudioError(f"a packet has {len(packet)} bytes; valid in Opus: up to {MAX_PACKET_BYTES}")
+        if self._worker is None or self._worker.returncode is not None:
+            self._worker = await self._decoders._spawn()
+        return await self._decoders._exchange(self._worker, packet, packet=True)
+
+    async def close(self) -> None:
+        """End the worker."""
+        await self._decoders._kill(self._worker)

