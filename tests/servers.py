@@ -41,12 +41,14 @@ class Saying(FakeBackend):
         self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: Any, n_logits: int = 1
     ) -> tuple[FakeCache, np.ndarray]:
         self.prompts += 1
-        return FakeCache([]), self._next(0)[None]
+        drafted = input_ids.tolist()[len(input_ids) - n_logits + 1 :]
+        return FakeCache(drafted), np.stack([self._next(n) for n in range(n_logits)])
 
     def decode(self, cache: FakeCache, input_ids: np.ndarray) -> np.ndarray:
         time.sleep(self.delay)
+        before = len(cache.ids)
         cache.ids += input_ids.tolist()
-        return self._next(len(cache.ids))[None]
+        return np.stack([self._next(before + n + 1) for n in range(len(input_ids))])
 
     def _next(self, n: int) -> np.ndarray:
         logits = np.zeros(VOCAB, np.float32)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 
+import jsonschema
 import pytest
 from servers import KEY, KEYS, client, question, wav
 
 from moss_audio.server.chat import Reasoning
+from moss_audio.server.examples import FILE
 from moss_audio.server.keys import ApiKeys, digest, new_key
 from moss_audio.server.schemas import ChatChunk, ChatCompletion, ErrorReply, VerboseTranscription
 from moss_audio.server.settings import Settings, SettingsError
@@ -311,3 +313,24 @@ def test_a_task_needs_a_recording_and_not_too_long_a_one(http):
     refused(http.post("/v1/audio/describe", json={}), 400, "invalid_value")
     with client(max_task_seconds=1) as strict:
         refused(strict.post("/v1/audio/describe", files=file()), 413, "audio_too_large")
+
+
+def test_every_route_has_an_example_that_works(http):
+    document = http.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if method != "post" or path in ("/v1/audio/translations", "/v1/batches/{batch_id}/cancel"):
+                continue
+            ((kind, body),) = operation["requestBody"]["content"].items()
+            shown = operation["responses"]["200"]["content"]["application/json"]
+            jsonschema.validate(shown["example"], shown["schema"] | {"components": document["components"]})
+            if path in ("/v1/files", "/v1/batches"):  # tested with batches: their lines and names are only these once
+                continue
+            if kind == "application/json":
+                clip = json.dumps(base64.b64encode(wav()).decode())
+                answer = http.post(path, json=json.loads(json.dumps(body["example"]).replace(json.dumps(FILE), clip)))
+            else:
+                answer = http.post(path, files=file(), data={k: v for k, v in body["example"].items() if k != "file"})
+            assert answer.status_code == 200, (path, answer.text)
+            assert set(answer.json()) == set(shown["example"]), path
+    assert document["components"]["schemas"]["ErrorReply"]["example"]["error"]["code"]

@@ -19,6 +19,7 @@ import moss_audio
 from moss_audio.errors import MossAudioError
 from moss_audio.server import batches, chat, realtime, task_routes, transcripts
 from moss_audio.server.body import BodyLimits
+from moss_audio.server.examples import add_examples
 from moss_audio.server.gate import Gate
 from moss_audio.server.keys import ApiKeys
 from moss_audio.server.observing import Observer
@@ -84,6 +85,8 @@ def create_app(
         app.include_router(module.router)
     _add_common(app)
     _add_refusals(app)
+    plain = app.openapi
+    app.openapi = lambda: add_examples(plain())  # type: ignore[method-assign]
     app.add_middleware(BodyLimits, settings=settings)
     app.add_middleware(Gate, settings=settings, keys=keys)
     app.add_middleware(Observer, metrics=service.metrics)

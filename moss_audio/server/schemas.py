@@ -102,26 +102,6 @@ class StreamOptions(Request):
 class ChatRequest(Body):
     """`top_k` and `repetition_penalty` are additions, as vLLM has them."""
 
-    model_config = ConfigDict(
-        extra="ignore",
-        allow_inf_nan=False,
-        json_schema_extra={
-            "example": {
-                "model": "mini",
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [
-                            {"type": "input_audio", "input_audio": {"data": "UklGRi...", "format": "wav"}},
-                            {"type": "text", "text": "What is said?"},
-                        ],
-                    }
-                ],
-                "max_completion_tokens": 128,
-            }
-        },
-    )
-
     model: str | None = Field(None, max_length=256, description="the server's model where left out")
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = None
@@ -329,6 +309,20 @@ class ErrorDetail(Reply):
 
 
 class ErrorReply(Reply):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "error": {
+                    "message": "temperature: Input should be less than or equal to 5",
+                    "type": "invalid_request_error",
+                    "param": "temperature",
+                    "code": "invalid_value",
+                }
+            }
+        },
+    )
+
     error: ErrorDetail
 
 
