@@ -53,6 +53,10 @@ _MAX_AMPLITUDE = 1e6
 """Full scale is 1, and 32768 in float files written carelessly; squares of what is far beyond overflow the mel."""
 
 
+_NEVER_QUICKTIME = (b"RIFF", b"fLaC", b"OggS", b"\x1aE\xdf\xa3")
+_COMPRESSED_HEADER, _COMPRESSED_BYTES = re.compile(rb"cmov.{4}dcomzlib", re.DOTALL), 16
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a recording may cost, checked while it is decoded. A whole decoded hour takes 230 MB of memory."""
@@ -200,6 +204,7 @@ def _open(file: BinaryIO, name: str, limits: Limits) -> Iterator[Recording]:
     file.seek(0)
     head = file.read(12)
     _check_wav_length(file, head, size, name)
+    _check_header_is_plain(file, head, name)
     file.seek(0)
     try:
         with av.open(
@@ -251,6 +256,18 @@ def _check_wav_length(file: BinaryIO, head: bytes, size: int, name: str) -> None
         if promised > size - file.tell():  # FFmpeg would take that much memory before it finds out
             raise CorruptAudioError(f"{name} is damaged: its part {chunk!r} claims to have {promised} bytes")
         file.seek(promised + promised % 2, os.SEEK_CUR)
+
+
+def _check_header_is_plain(file: BinaryIO, head: bytes, name: str) -> None:
+    """Refuse QuickTime's compressed headers: FFmpeg inflates them whole, two megabytes to two gigabytes."""
+    if head.startswith(_NEVER_QUICKTIME):
+        return
+    file.seek(0)
+    last = b""
+    while block := file.read(1 << 20):
+        if _COMPRESSED_HEADER.search(last + block):
+            raise UnsupportedAudioError(f"{name} has a compressed QuickTime header; convert it: ffmpeg -i IN OUT.wav")
+        last = block[-_COMPRESSED_BYTES:]
 
 
 def _complete(blocks: Iterator[np.ndarray], declared: float | None, name: str) -> Iterator[np.ndarray]:

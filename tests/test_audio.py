@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -329,3 +330,15 @@ def test_log_mel_of_silence_is_flat_and_of_too_little_an_error() -> None:
 def test_frame_arithmetic() -> None:
     assert [mel_frames(n) for n in (0, 159, 160, 64_000)] == [0, 0, 1, 400]
     assert [audio_frames(f) for f in (1, 8, 9, 400, 401)] == [1, 1, 2, 50, 51]
+
+
+def test_a_compressed_quicktime_header_is_refused_before_it_is_inflated():
+    """Two such megabytes took two gigabytes of memory and half a minute."""
+    zeros = zlib.compress(bytes(4 << 20), 9)
+    movie = b"zlib", struct.pack(">I", len(zeros) + 12) + b"cmvd" + struct.pack(">I", 4 << 20) + zeros
+    header = b"cmov" + struct.pack(">I", 12) + b"dcom" + b"".join(movie)
+    moov = b"moov" + struct.pack(">I", len(header) + 4) + header
+    data = struct.pack(">I", 16) + b"ftypqt  \0\0\0\0" + struct.pack(">I", len(moov) + 4) + moov
+    for place in (data, bytes(8) + data[8:], struct.pack(">I", 1 << 20) + b"wide" + bytes((1 << 20) - 30) + data):
+        with pytest.raises(UnsupportedAudioError, match="compressed QuickTime header"):
+            load_audio(place)

@@ -45,6 +45,8 @@ from moss_audio.transcript import WRITERS, Segment
 
 router = APIRouter()
 
+OTHER_TYPES = ("text/plain", "text/event-stream", "text/vtt", "application/x-subrip")
+
 ENGLISH = ("en", "english")
 
 
@@ -63,7 +65,7 @@ class Wanted:
 @router.post(
     "/v1/audio/transcriptions",
     response_model=Transcription | VerboseTranscription,
-    responses={200: {"content": {"text/plain": {}, "text/event-stream": {}}, "description": "as response_format says"}},
+    responses={200: {"content": {kind: {} for kind in OTHER_TYPES}, "description": "as response_format says"}},
     summary="Write down what is said",
 )
 async def transcriptions(
