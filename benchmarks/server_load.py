@@ -3,9 +3,11 @@
     python benchmarks/server_load.py --clients 32 --seconds 120
 
 A third of the clients transcribe, others ask with streaming, find events, read slowly, stop in the middle of an upload
-or of an answer. Decoders are killed meanwhile. At the end the server itself is killed, still under load, in the middle
-of a batch, and started again. Exit status 1 for any 5xx but 503, where memory grew by over 5 % from the middle of the
-run to its end, or where the batch has not exactly one answer for every request.
+or of an answer. Half of them have one key, the others share two. Decoders are killed all along. At the end the server
+itself is killed, still under load, in the middle of a batch, and started again.
+
+Exit status 1 for any 5xx but 503, where memory grew by over 5 % from the middle of the run to its end, where who asks
+less waits longer (95th percentile), or where the batch has not exactly one answer for every request.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
+import hashlib
 import json
 import os
 import random
@@ -32,6 +36,9 @@ import httpx
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 CLIPS = ("speech_woman.ogg", "speech_man.ogg", "siren.ogg", "arpeggio.ogg", "silence.flac")
 
+OWNERS = ("greedy", "greedy", "alice", "bob")
+"""Whose keys the clients have, eight clients in turn: each owner's do the same things."""
+
 BATCH_LINES = 12
 """Requests of the batch that the server's end interrupts."""
 
@@ -44,16 +51,18 @@ Kind = Callable[["Load", httpx.AsyncClient], Awaitable[int]]
 class Server:
     """`moss-audio serve` on loopback, with its batches in the file `store`."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.store = store
+        self.store, self.keys = folder / "batches.db", folder / "keys"
+        lines = (f"{owner} {hashlib.sha256(owner.encode()).hexdigest()}\n" for owner in dict.fromkeys(OWNERS))
+        self.keys.write_text("".join(lines), encoding="ascii")
         self.start()
 
     def start(self) -> None:
-        limits = ["--requests-per-minute", "100000", "--burst", "100000", "--max-waiting-per-key", "64"]
-        place = ["--port", str(self.port), "--store", str(self.store)]
+        limits = ["--requests-per-minute", "100000", "--burst", "100000"]
+        place = ["--port", str(self.port), "--store", str(self.store), "--keys-file", str(self.keys)]
         command = [sys.executable, "-m", "moss_audio.cli", "serve", *place, *limits]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
@@ -81,8 +90,10 @@ class Load:
     def __init__(self, server: Server) -> None:
         self.server, self.url = server, server.url
         self.latencies: dict[str, list[float]] = defaultdict(list)
+        self.owners: dict[str, list[float]] = defaultdict(list)
         self.statuses: dict[str, Counter[int]] = defaultdict(Counter)
         self.memory_mb: list[float] = []
+        self.killed = 0
         self.files = [(EXAMPLES / name).read_bytes() for name in CLIPS]
 
     def clip(self) -> bytes:
@@ -93,9 +104,12 @@ class Load:
         content = [{"type": "input_audio", "input_audio": audio}, {"type": "text", "text": "Describe this audio."}]
         return {"messages": [{"role": "user", "content": content}], "stream": True, "max_tokens": 24}
 
-    async def client(self, kind: Kind, until: float) -> None:
+    def http(self, owner: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, timeout=120, headers={"Authorization": f"Bearer {owner}"})
+
+    async def client(self, kind: Kind, owner: str, calm: float, until: float) -> None:
         """One client, asking again and again."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=120) as http:
+        async with self.http(owner) as http:
             while time.monotonic() < until:
                 began, name = time.monotonic(), kind.__name__
                 try:
@@ -105,20 +119,25 @@ class Load:
                 self.statuses[name][status] += 1
                 if status == 200:
                     self.latencies[name].append(time.monotonic() - began)
+                    if time.monotonic() < calm:
+                        self.owners[owner].append(time.monotonic() - began)
                 await asyncio.sleep(random.uniform(0, 0.2) if status in (0, 200) else 1.0)
 
-    async def watch(self, until: float) -> None:
-        """Memory of the server itself twice a second, and now and then a dead decoder."""
+    async def watch(self, calm: float, until: float) -> None:
+        """Memory of the server itself twice a second while it is `calm`, and now and then a dead decoder."""
         while time.monotonic() < until:
-            self.memory_mb.append(resident_mb(self.server.pid))
-            if random.random() < 0.05 and (children := children_of(self.server.pid)):
-                os.kill(random.choice(children), signal.SIGKILL)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the server is dead itself
+                if time.monotonic() < calm:
+                    self.memory_mb.append(resident_mb(self.server.pid))
+                if random.random() < 0.05 and (children := children_of(self.server.pid)):
+                    os.kill(random.choice(children), signal.SIGKILL)
+                    self.killed += 1
             await asyncio.sleep(0.5)
 
     async def crash(self, begin: float) -> bool:
         """Start a batch at `begin`, kill the server in its middle, start it again; whether every answer is there."""
         await asyncio.sleep(begin - time.monotonic())
-        async with httpx.AsyncClient(base_url=self.url, timeout=120) as http:
+        async with self.http("alice") as http:
             lines = b"\n".join(self.batch_line(number) for number in range(BATCH_LINES))
             files, purpose = {"file": ("batch.jsonl", lines)}, {"purpose": "batch"}
             file_id = (await http.post("/v1/files", files=files, data=purpose)).raise_for_status().json()["id"]
@@ -172,8 +191,8 @@ async def leave_early(load: Load, http: httpx.AsyncClient) -> int:
 async def send_half(load: Load, http: httpx.AsyncClient) -> int:
     host, _, port = load.url.removeprefix("http://").partition(":")
     _, writer = await asyncio.open_connection(host, int(port))
-    head = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
-    writer.write(head + b"x" * 999)
+    head = "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
+    writer.write(f"{head}Authorization: {http.headers['Authorization']}\r\n\r\n{'x' * 999}".encode())
     await writer.drain()
     await asyncio.sleep(random.uniform(0, 2))
     writer.close()
@@ -197,25 +216,38 @@ async def run(load: Load, n_clients: int, seconds: float) -> bool:
     """The whole run; whether nothing of the batch was lost."""
     calm = time.monotonic() + seconds
     until = calm + BEFORE_CRASH + AFTER_CRASH
-    clients = [load.client(KINDS[number % len(KINDS)], until) for number in range(n_clients)]
-    whole, *_ = await asyncio.gather(load.crash(calm), load.watch(calm), *clients)
+    who = [(KINDS[n % len(KINDS)], OWNERS[n // len(KINDS) % len(OWNERS)]) for n in range(n_clients)]
+    clients = [load.client(kind, owner, calm, until) for kind, owner in who]
+    whole, *_ = await asyncio.gather(load.crash(calm), load.watch(calm, until), *clients)
     return whole
 
 
 def report(load: Load) -> bool:
     """Print what happened; whether it is as it should be."""
     for name, counts in sorted(load.statuses.items()):
-        times = sorted(load.latencies[name]) or [0.0]
-        p95 = times[min(len(times) - 1, int(0.95 * len(times)))]
         ends = " ".join(f"{status or 'left'}:{n}" for status, n in sorted(counts.items()))
-        print(f"{name:<14} median {statistics.median(times):6.2f} s  p95 {p95:6.2f} s  max {times[-1]:6.2f} s  {ends}")
+        print(f"{name:<14} {spread(load.latencies[name])}  {ends}")
+    for owner, times in load.owners.items():
+        print(f"{owner:<14} {spread(times)}  {len(times)} answers")
+    modest = [percentile(times) for owner, times in load.owners.items() if owner != OWNERS[0]]
+    fair = not modest or max(modest) <= percentile(load.owners[OWNERS[0]])
+    print(f"{load.killed} decoders killed")
     half, growth = len(load.memory_mb) // 2, 0.0
     if half:
         middle, end = (statistics.mean(part[-max(1, half // 2) :]) for part in (load.memory_mb[:half], load.memory_mb))
         growth = end / middle - 1
         print(f"memory {load.memory_mb[0]:.0f} MB at first, {middle:.0f} MB in the middle, {end:.0f} MB at the end")
     failed = [status for counts in load.statuses.values() for status in counts if status >= 500 and status != 503]
-    return not failed and growth <= 0.05
+    return not failed and growth <= 0.05 and fair
+
+
+def spread(times: list[float]) -> str:
+    found = times or [0.0]
+    return f"median {statistics.median(found):6.2f} s  p95 {percentile(found):6.2f} s  max {max(found):6.2f} s"
+
+
+def percentile(times: list[float]) -> float:
+    return sorted(times)[min(len(times) - 1, int(0.95 * len(times)))]
 
 
 def main() -> int:
@@ -224,7 +256,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120.0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder) / "batches.db")
+        server = Server(Path(folder))
         try:
             wait(server.url)
             load = Load(server)

@@ -102,6 +102,24 @@ def test_a_full_queue_refuses_and_a_cancelled_job_makes_room():
     asyncio.run(check())
 
 
+def test_the_wait_for_a_turn_is_not_work():
+    async def check() -> None:
+        queue = turns()
+
+        def work(cancelled) -> Iterator[str]:
+            time.sleep(0.3)
+            yield "x"
+
+        jobs = [queue.submit("ann", work) for _ in range(3)]
+        began = time.monotonic()
+        await asyncio.gather(*map(whole, jobs))
+        assert time.monotonic() - began >= 0.9
+        assert all(0.3 <= job.seconds < 0.6 for job in jobs)
+        await queue.close(1)
+
+    asyncio.run(check())
+
+
 def test_an_error_in_the_work_reaches_the_reader():
     async def check() -> None:
         queue = turns()
