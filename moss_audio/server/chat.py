@@ -46,7 +46,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     service, owner = service_of(request), owner_of(request)
     if not body.stream:
         whole = await until_gone(request, complete(service, owner, body))
-        return JSONResponse(whole.model_dump(exclude_none=True))
+        return JSONResponse(_whole(whole))
     job, first = await until_gone(request, _begin(service, owner, body))
     return EventStream(_chunks(service, body, job, first), job)
 
@@ -143,6 +143,15 @@ async def _chunks(
     if body.stream_options is not None and body.stream_options.include_usage:
         yield chunk([], chat_usage(usage))
     yield DONE
+
+
+def _whole(answer: ChatCompletion) -> dict[str, Any]:
+    """As OpenAI sends it: `refusal` and `logprobs` are always there; reasoning only where there was some."""
+    value = answer.model_dump()
+    for choice in value["choices"]:
+        if choice["message"]["reasoning_content"] is None:
+            del choice["message"]["reasoning_content"]
+    return value
 
 
 def _wire(chunk: ChatChunk) -> dict[str, Any]:
