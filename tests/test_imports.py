@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,24 @@ def test_the_default_path_needs_neither_torch_nor_a_server():
     modules = loaded_by("import moss_audio; moss_audio.load")
     assert "av" in modules
     assert not modules & {"torch", "fastapi", "transformers"}
+
+
+def test_the_model_is_loaded_without_a_word_to_anybody(tmp_path):
+    """`import openvino` alone forks a process that calls Google Analytics."""
+    code = (
+        "import sys; seen = []; asked = ('os.fork', 'socket.', 'subprocess.', 'os.posix_spawn');"
+        "sys.addaudithook(lambda event, _: event.startswith(asked) and seen.append(event));"
+        "import moss_audio; moss_audio.load('mini').transcribe('examples/speech_woman.ogg');"
+        "print(*seen); sys.exit(bool(seen))"
+    )
+    # Elsewhere than in CI, in a home where nobody has said yes or no.
+    environ = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environ | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", ""), (done.stdout, done.stderr)
+    assert not list(tmp_path.iterdir())
 
 
 def test_public_names_are_there_and_documented():

@@ -104,7 +104,7 @@ class Kokoro:
     """
 
     def __init__(self, model: Path, vocabulary: Path, voices: Path, threads: int = 1) -> None:
-        import openvino
+        from moss_audio.runtime.openvino import openvino
 
         options = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         self.request = openvino.Core().compile_model(str(model), "CPU", options).create_infer_request()
