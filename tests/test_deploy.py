@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -17,8 +18,10 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import ROOT
-from servers import app, live, question, until, wav
+from servers import KEY, app, live, question, until, wav
 from websockets.sync.client import connect
+
+from moss_audio.server.settings import Settings
 
 CHAT = "/v1/chat/completions"
 needs_nginx = pytest.mark.skipif(not (shutil.which("nginx") and shutil.which("openssl")), reason="needs nginx, openssl")
@@ -165,3 +168,24 @@ def test_systemd_takes_the_unit_and_finds_it_locked_up(tmp_path):
     assert (verified.returncode, verified.stderr) == (0, "")  # a name that it does not know is a warning alone
     locked = ["systemd-analyze", "security", "--offline=true", "--threshold=20", unit]
     assert subprocess.run(locked, capture_output=True).returncode == 0  # at most 2.0 of 10 is exposed
+
+
+def compose() -> list[str]:
+    """The command that reads compose files, where there is one."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]) and not subprocess.run([*command, "version"], capture_output=True).returncode:
+            return command
+    pytest.skip("needs docker compose")
+
+
+def test_compose_takes_the_file_and_asks_for_a_key():
+    command, environ = [*compose(), "-f", str(ROOT / "compose.yaml"), "config"], {"PATH": "/usr/bin:/bin"}
+    taken = subprocess.run(command, env=environ | {"MOSS_AUDIO_API_KEY": KEY}, capture_output=True, text=True)
+    assert taken.returncode == 0 and f"MOSS_AUDIO_API_KEY: {KEY}" in taken.stdout, taken.stderr
+    refused = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert refused.returncode != 0 and "set an API key" in refused.stderr
+
+
+def test_the_container_has_room_for_all_uploads_at_once():
+    (megabytes,) = re.findall(r"/tmp:size=(\d+)m", (ROOT / "compose.yaml").read_text("utf-8"))
+    assert int(megabytes) << 20 > Settings().max_buffered_bytes
