@@ -1,16 +1,18 @@
-"""Take the pictures of the page, docs/page-light.png and docs/page-dark.png: `python docs/make_page.py`.
+"""Take the pictures of the page, docs/page-*.png: `python docs/make_page.py`.
 
-Needs Playwright and Chromium (`CHROMIUM` names its binary). What is on the pictures the embedded model says.
+The recording and live views, wide and on a phone, light and dark. Needs Playwright and Chromium (`CHROMIUM` names its
+binary). What is on the pictures the embedded model says, live of the same recording played into the microphone.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
+import tempfile
 import threading
 import time
 import wave
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,18 @@ from moss_audio.server.settings import Settings
 DOCS = Path(__file__).parent
 CLIPS = ("speech_woman.ogg", "siren.ogg", "speech_man.ogg")
 QUESTIONS = ("What does the woman say?",)
+WIDE: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}}
+PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 
 
-def recording() -> bytes:
-    """The examples one after another, as a WAV file."""
-    samples = np.concatenate([load_audio(DOCS.parent / "examples" / name) for name in CLIPS])
-    data = io.BytesIO()
-    with wave.open(data, "wb") as file:
+def record(path: Path) -> Path:
+    """The examples one after another, with a pause after each, as a WAV file."""
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    parts = [part for name in CLIPS for part in (load_audio(DOCS.parent / "examples" / name), pause)]
+    with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
-    return data.getvalue()
+        file.writeframes((np.concatenate(parts) * 32767).astype("<i2").tobytes())
+    return path
 
 
 def serve() -> str:
@@ -46,9 +50,9 @@ def serve() -> str:
     return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
 
 
-def take(page: Any, path: Path) -> None:
-    """Work as a visitor would, and take the picture."""
-    page.set_input_files("#file", {"name": "street.wav", "mimeType": "audio/wav", "buffer": recording()})
+def recording(page: Any, file: Path) -> None:
+    """Work as a visitor would who has a recording."""
+    page.set_input_files("#file", file)
     page.click("#transcribe")
     page.wait_for_selector("#exports:not([hidden])")
     page.click("#find-events")
@@ -59,20 +63,41 @@ def take(page: Any, path: Path) -> None:
         page.wait_for_selector("#send[aria-label=Send]")
     page.click("#transcript .word >> nth=4")
     page.mouse.move(640, 30)
-    page.wait_for_timeout(500)
-    page.screenshot(path=path)
+
+
+def live(page: Any, file: Path) -> None:
+    """Listen until two sentences and a sound have been told."""
+    page.click("#to-live")
+    page.click("#live-start")
+    page.wait_for_selector("#captions p >> nth=1")
+    page.wait_for_selector("#sounds p")
+
+
+VIEWS: dict[str, tuple[dict[str, Any], Callable[[Any, Path], None]]] = {
+    "page": (WIDE, recording),
+    "page-phone": (PHONE, recording),
+    "page-live": (WIDE, live),
+    "page-live-phone": (PHONE, live),
+}
 
 
 def main() -> None:
     address = serve()
-    with sync_playwright() as driver:
+    with sync_playwright() as driver, tempfile.TemporaryDirectory() as folder:
+        file = record(Path(folder) / "street.wav")
         chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for scheme in ("light", "dark"):
-            page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
-            page.set_default_timeout(300_000)
-            page.goto(address)
-            take(page, DOCS / f"page-{scheme}.png")
+        microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        heard = f"--use-file-for-fake-audio-capture={file}"
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", *microphone, heard])
+        for name, (device, visit) in VIEWS.items():
+            for scheme in ("light", "dark"):
+                page = browser.new_page(color_scheme=scheme, **device)
+                page.set_default_timeout(300_000)
+                page.goto(address)
+                visit(page, file)
+                page.wait_for_timeout(500)
+                page.screenshot(path=DOCS / f"{name}-{scheme}.png", full_page=device is PHONE)
+                page.close()
         browser.close()
 
 

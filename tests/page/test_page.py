@@ -201,6 +201,23 @@ def test_refusals_are_said_in_plain_words(page, clip):
         assert "told by the server" in page.text_content("#notice") and page.is_visible("#transcribe")
 
 
+def test_the_servers_own_refusals_reach_the_page(new_page, serve, tmp_path):
+    url = serve(max_body_bytes=1 << 20, burst=6, requests_per_minute=1)
+    page = new_page(url)
+    for name, content, headline, detail in (
+        ("large.wav", sound(tmp_path / "large.wav", 120.0).read_bytes(), "too large", "valid: up to 1048576"),
+        ("notes.txt", b"no recording", "cannot read this kind of file", "is not audio or video"),
+    ):
+        page.set_input_files("#file", {"name": name, "mimeType": "audio/wav", "buffer": content})
+        page.click("#transcribe")
+        page.wait_for_selector(f"#notice strong:has-text('{headline}')")
+        assert detail in page.text_content("#notice p") and page.get_attribute("#notice", "role") == "alert"
+    while page.is_hidden("#notice button:text('Try again')"):
+        page.click("#transcribe")
+        page.wait_for_selector("#notice p")
+    assert re.search(r"fewer\. Try again in \d+ s\.$", page.text_content("#notice p"))
+
+
 def test_a_busy_server_is_tried_again_when_it_said(page, clip):
     load(page, clip)
     page.route("**/v1/audio/**", lambda route: route.fulfill(
@@ -320,7 +337,7 @@ def test_nothing_is_wider_than_the_window(page, clip):
             assert page.evaluate(f"{root}.scrollWidth <= {root}.clientWidth"), (state, width)
             outside = page.evaluate("""() => [...document.querySelectorAll(".card button, .card select")].filter(e => {
                 const [own, card] = [e.getBoundingClientRect(), e.closest(".card").getBoundingClientRect()];
-                return own.width && (own.right > card.right || own.left < card.left); }).map(e => e.id)""")
+                return own.width && (own.right > card.right - 14 || own.left < card.left + 2); }).map(e => e.id)""")
             assert not outside, (state, width)
 
     check("empty")
@@ -330,6 +347,40 @@ def test_nothing_is_wider_than_the_window(page, clip):
     check("full")
     page.click("#to-live")
     check("live")
+
+
+def test_fingers_find_what_they_touch(new_page, address, clip):
+    """On a phone every control is 32 pixels or more each way, and nothing lies beside the screen."""
+    page = new_page(address, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+
+    def check(state):
+        small = page.evaluate("""() => [...document.querySelectorAll("button, select, input, textarea, [role=slider]")]
+            .map(e => [e.id || e.textContent, e.getBoundingClientRect()])
+            .filter(([, box]) => box.width && (box.width < 32 || box.height < 32 || box.right > 360))
+            .map(([name]) => name)""")
+        assert not small, state
+
+    check("empty")
+    load(page, clip)
+    transcribe(page)
+    ask(page, "What is told?")
+    check("full")
+    for opened in ("#open-history", "#open-key"):
+        page.click(opened)
+        check(opened)
+        page.keyboard.press("Escape")
+    page.click("#to-live")
+    check("live")
+
+
+def test_the_clock_of_a_live_session_is_not_read_aloud(page):
+    page.evaluate("""() => { const state = document.getElementById("live-state"); window.said = [];
+        new MutationObserver(() => said.push(state.textContent)).observe(state, {childList: true}); }""")
+    page.click("#to-live")
+    page.click("#live-start")
+    page.wait_for_selector("#live-clock:text('0:02')")
+    assert page.evaluate("said") == ["Connecting…", "Listening."]
+    assert page.get_attribute("#live-clock", "role") == "timer" and page.get_attribute("#live-state", "role") == "status"
 
 
 def test_live_captions_and_sounds_come_as_they_are_heard(page):

@@ -11,7 +11,7 @@ const HEADLINES = {
   408: "Sending took too long, and the server gave up.",
   413: "This recording is too large for the server.",
   415: "The server cannot read this kind of file.",
-  429: "The server is busy with other requests.",
+  429: "That was more than the server takes at once.",
   500: "Something went wrong in the server.",
   503: "The server is not ready for requests just now.",
 };

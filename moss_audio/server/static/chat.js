@@ -75,7 +75,7 @@ export class Conversation {
   #pending() {
     const bubble = this.#add("answer");
     this.#log.setAttribute("aria-busy", "true"); // a screen reader waits for the whole answer
-    bubble.append(el("p", { className: "dots", "aria-label": "Listening" }, el("i"), el("i"), el("i")));
+    bubble.append(el("p", { className: "dots", role: "img", "aria-label": "Listening" }, el("i"), el("i"), el("i")));
     return bubble;
   }
 

@@ -90,7 +90,8 @@ export class Live {
   #send(chunk, level) {
     byId("live-level").value = level;
     this.#seconds += chunk.length / RATE;
-    this.#say(`Listening, ${clock(this.#seconds)}`);
+    this.#say("Listening.");
+    byId("live-clock").textContent = clock(this.#seconds);
     this.#socket.send(chunk);
   }
 
@@ -132,11 +133,13 @@ export class Live {
 
   #show(running, state) {
     this.#running = running;
+    byId("live-clock").textContent = "";
     byId("live-start-label").textContent = running ? "Stop" : "Start listening";
     byId("live-start").querySelector("use").setAttribute("href", running ? "#icon-stop" : "#icon-mic");
     this.#say(state);
   }
 
+  /** Read aloud by screen readers, so said once for each change; the clock beside it is not. */
   #say(text) {
     if (byId("live-state").textContent !== text) byId("live-state").textContent = text;
   }

@@ -16,8 +16,9 @@ export function showError(error, again) {
   clearNotice();
   if (error.name === "AbortError") return;
   const text = el("div", {}, el("strong", { textContent: error.message }));
-  const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-  if (error.detail || wait) text.append(el("p", { textContent: `${error.detail ?? ""}${wait}`.trim() }));
+  const wait = error.retryAfter && `Try again in ${error.retryAfter} s`;
+  const sentences = [error.detail, wait].filter(Boolean).map((sentence) => sentence.replace(/[^.!?…]$/, "$&."));
+  if (sentences.length) text.append(el("p", { textContent: sentences.join(" ") }));
   const close = el("button", { type: "button", className: "round", "aria-label": "Close", onclick: clearNotice }, icon("close"));
   const retry = again && [0, 401, 408, 429, 500, 503].includes(error.status) ? [retryButton(error.retryAfter, again)] : [];
   byId("notice").replaceChildren(text, ...retry, close);
