@@ -23,6 +23,9 @@ from moss_audio.transcript import Segment, write
 _BURNT_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv")
 """Containers that take H.264 and any of the sound that they are likely to hold; others become Matroska."""
 
+_DRAWN = "subtitles=subtitles.vtt,pad=ceil(iw/2)*2:ceil(ih/2)*2,format=yuv420p|yuv420p10le"
+"""Players want H.264 whose colours have half the resolution, which an odd width or height does not allow."""
+
 
 def find_ffmpeg() -> str:
     """The path of `ffmpeg`. Raises `BackendError` where there is none or it cannot draw text."""
@@ -44,13 +47,14 @@ def burn(video: Path, segments: Sequence[Segment], target: Path) -> Path:
     suffix = video.suffix.lower()
     target = target.with_name(target.name + (suffix if suffix in _BURNT_SUFFIXES else ".mkv")).absolute()
     with tempfile.TemporaryDirectory() as folder:
-        # The filter has its own quoting of paths; a plain name in the working folder needs none.
-        Path(folder, "subtitles.srt").write_text(write(segments, "srt"), encoding="utf-8")
+        # The filter has its own quoting of paths; a plain name in the working folder needs none. WebVTT, since `<i>`
+        # and `{\an8}` are text there, as in any transcript, where SubRip would obey them.
+        Path(folder, "subtitles.vtt").write_text(write(segments, "vtt"), encoding="utf-8")
         part = target.with_name(f".{target.name}.part{target.suffix}")
         command = [
             program, "-nostdin", "-hide_banner", "-loglevel", "error", "-y",
             "-protocol_whitelist", "file", "-format_whitelist", CONTAINERS, "-i", f"file:{video.absolute()}",
-            "-map", "0:v:0", "-map", "0:a?", "-vf", "subtitles=subtitles.srt", "-c:a", "copy", f"file:{part}",
+            "-map", "0:v:0", "-map", "0:a?", "-vf", _DRAWN, "-c:a", "copy", f"file:{part}",
         ]  # fmt: skip
         try:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)

@@ -20,7 +20,7 @@ from moss_audio.cli import build_parser, main
 from moss_audio.errors import BackendError, UnsupportedAudioError
 from moss_audio.inference.engine import MossAudio
 from moss_audio.transcript import Segment
-from moss_audio.video import add_track, burn
+from moss_audio.video import add_track, burn, find_ffmpeg
 
 SPEECH = Path(__file__).parent.parent / "examples" / "speech_woman.ogg"
 
@@ -178,16 +178,14 @@ def test_commands_of_the_page_parse():
         build_parser().parse_args(shlex.split(line.split(">")[0])[1:])
 
 
-@pytest.fixture(scope="module")
-def video(tmp_path_factory) -> Path:
-    """Three seconds of grey with a voice."""
-    path = tmp_path_factory.mktemp("video") / "talk.mp4"
+def grey_video(path: Path, codec: str, size: tuple[int, int], pixels: str) -> Path:
+    """Three seconds of grey with a voice, ten frames a second."""
     samples = load_audio(SPEECH)
     with av.open(path, "w") as out:
-        picture = out.add_stream("libx264", rate=10)
-        picture.width, picture.height, picture.pix_fmt = 320, 240, "yuv420p"
+        picture = out.add_stream(codec, rate=10)
+        (picture.width, picture.height), picture.pix_fmt = size, pixels
         sound = out.add_stream("aac", rate=16_000, layout="mono")
-        grey = np.full((240, 320, 3), 40, np.uint8)
+        grey = np.full((*size[::-1], 3), 40, np.uint8)
         for _ in range(30):
             out.mux(picture.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         out.mux(picture.encode())
@@ -195,6 +193,11 @@ def video(tmp_path_factory) -> Path:
         frame.sample_rate, frame.pts = 16_000, 0
         out.mux([*sound.encode(frame), *sound.encode()])
     return path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    return grey_video(tmp_path_factory.mktemp("video") / "talk.mp4", "libx264", (320, 240), "yuv420p")
 
 
 CUES = (Segment(0.5, 1.5, "Hello there"), Segment(2.0, 2.8, "How are you?"))
@@ -231,7 +234,7 @@ def fake_ffmpeg(folder: Path, body: str) -> None:
     program = folder / "ffmpeg"
     program.write_text(f"#!{sys.executable}\nimport shutil, sys\nif '-filters' in sys.argv:\n    sys.exit({body})\n"
                        "open(sys.argv[-1].removeprefix('file:'), 'w').write(' '.join(sys.argv[1:]))\n"
-                       "shutil.copy('subtitles.srt', sys.argv[-1].removeprefix('file:') + '.srt')\n")  # fmt: skip
+                       "shutil.copy('subtitles.vtt', sys.argv[-1].removeprefix('file:') + '.vtt')\n")  # fmt: skip
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
 
 
@@ -246,22 +249,61 @@ def test_burning_runs_ffmpeg_on_the_one_file(video, tmp_path, monkeypatch):
     made = burn(video, CUES, tmp_path / "out")
     assert made == tmp_path / "out.mp4"
     assert "-protocol_whitelist file -format_whitelist wav" in made.read_text()
-    assert f"-i file:{video}" in made.read_text() and "-vf subtitles=subtitles.srt" in made.read_text()
+    assert f"-i file:{video}" in made.read_text() and "-vf subtitles=subtitles.vtt," in made.read_text()
 
 
-def test_burnt_subtitles_change_the_picture(video, tmp_path):
+@pytest.fixture
+def drawing():
+    """Skips a test where there is no `ffmpeg` that draws."""
     try:
-        made = burn(video, CUES, tmp_path / "talk")
+        find_ffmpeg()
     except BackendError as error:
         pytest.skip(str(error))
-    with av.open(made) as copy:
-        frames = [frame.to_ndarray(format="gray") for frame in copy.decode(video=0)]
-    assert frames[10].max() > 150 and frames[1].max() < 100  # white text at 1 s, none at 0.1 s
+
+
+def drawn(path: Path) -> np.ndarray:
+    """Whether anything is drawn `[frame, row]` into the grey of `grey_video`; text is white."""
+    with av.open(path) as copy:
+        return np.stack([frame.to_ndarray(format="gray") for frame in copy.decode(video=0)]).max(axis=2) > 150
+
+
+def test_burnt_subtitles_are_in_the_picture_while_they_are_said(drawing, video, tmp_path):
+    made = burn(video, CUES, tmp_path / "talk")
+    seen = drawn(made).any(axis=1)
+    assert [i / 10 for i in np.flatnonzero(np.diff(seen)) + 1] == [0.5, 1.5, 2.0, 2.8]
+    assert len(load_audio(made)) == pytest.approx(len(load_audio(video)), abs=1600)
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(video.read_bytes()[:600])
     with pytest.raises(UnsupportedAudioError, match="ffmpeg cannot draw subtitles"):
         burn(broken, CUES, tmp_path / "none")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.mp4", "talk.mp4"]
+
+
+@pytest.mark.parametrize("text", ["{\\an8}Hello", "<b>{\\fs1}</b>", "It's [x], 50%: \\N {y}"])
+def test_nothing_in_a_text_commands_the_drawing(drawing, video, tmp_path, text):
+    """SubRip's readers would move the first to the top and draw nothing of the second."""
+    rows = drawn(burn(video, [Segment(0.5, 1.5, text)], tmp_path / "talk"))[10]
+    assert rows[120:].any() and not rows[:120].any()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["it's.mp4", "a:b,c;d=e.mp4", "[x]{y}.mp4", "back\\slash.mp4", 'žluť "日本".mp4', "-i.mp4", "%d.mp4", "a\nb.mp4"],
+)
+def test_burning_minds_no_name(drawing, video, tmp_path, name):
+    odd = tmp_path / name
+    odd.write_bytes(video.read_bytes())
+    assert drawn(burn(odd, CUES, tmp_path / f"{odd.stem}.subtitled")).any()
+
+
+@pytest.mark.parametrize(("size", "pixels"), [((321, 241), "bgr0"), ((320, 240), "yuv444p10le")])
+def test_a_burnt_copy_plays_where_h264_does(drawing, tmp_path, size, pixels):
+    """Half the resolution of colours needs an even picture, and is all that most players know."""
+    path = grey_video(tmp_path / "screen.mkv", "ffv1", size, pixels)
+    with av.open(burn(path, CUES, tmp_path / "copy")) as copy:
+        track = copy.streams.video[0]
+        assert (track.codec_context.name, track.pix_fmt[:7]) == ("h264", "yuv420p")
+        assert (track.width, track.height) == tuple(n + n % 2 for n in size)
 
 
 def test_a_playlist_is_never_followed(tmp_path):
