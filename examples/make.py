@@ -24,6 +24,7 @@ FOLDER = Path(__file__).parent
 SENTENCES = {
     "speech_woman": ("af_heart", "female", "We walked along the river and watched the boats come home."),
     "speech_man": ("bm_george", "male", "Please leave the lamp on, because the stairs are very dark."),
+    "caller": ("bf_emma", "female", "Hello, this is Villanueva. The heating has failed, and I need somebody today."),
 }
 DTMF_ROWS, DTMF_COLUMNS = (697, 770, 852, 941), (1209, 1336, 1477)
 """Frequencies in Hz of the telephone keypad, ITU-T Q.23."""
