@@ -3,7 +3,7 @@
 Clips of the manifest (`audio`, `text`) follow one another with pauses between them, over and over, as a FLAC file. It
 prints
 
-- the word error rate within 3 s of the seams between windows, beside that of all other words;
+- the word error rate within 3 s of the seams between windows, beside that of all other words, with 95 % intervals;
 - drift: how far words near the end lie from where they lie when their clip is transcribed alone, plus its start;
 - the peak of memory beyond what the model takes for one window, after half and at the end, and the speed.
 
@@ -29,6 +29,7 @@ from moss_audio.audio import SAMPLE_RATE, load_audio
 from moss_audio.data.manifest import read_manifest
 from moss_audio.evaluation.metrics import ErrorRate
 from moss_audio.evaluation.normalise import english
+from moss_audio.evaluation.speech import interval
 from moss_audio.inference.engine import Progress
 
 SEAM_SECONDS = 3.0
@@ -101,6 +102,13 @@ def errors_by_word(reference: Sequence[str], hypothesis: Sequence[str]) -> np.nd
     return errors
 
 
+def rates_by_clip(clips: Sequence[Placed], errors: np.ndarray, chosen: np.ndarray) -> list[ErrorRate]:
+    """Rates of the `chosen` words of every file that has any; what is heard again is no new evidence."""
+    owners = np.array([str(clip.path) for clip in clips for _ in clip.words])
+    of = [chosen & (owners == path) for path in np.unique(owners[chosen])]
+    return [ErrorRate(int(errors[words].sum()), int(words.sum())) for words in of]
+
+
 def drift(model: moss_audio.MossAudio, whole: moss_audio.Transcript, clips: Sequence[Placed]) -> list[float]:
     """Seconds by which words of `clips` lie later in the whole than in the clip alone, for words found in both."""
     found = []
@@ -143,8 +151,9 @@ def main() -> None:
     errors = errors_by_word([word for clip in clips for word in clip.words], english(whole.text))
     near = np.abs(times[:, None] - np.array(seams[:-1] or [-1e9])).min(axis=1) < SEAM_SECONDS
     for name, chosen in (("near seams", near), ("elsewhere", ~near)):
-        rate = ErrorRate(int(errors[chosen].sum()), int(chosen.sum()))
-        print(f"{name}: {rate.value:.1%} of {rate.words} words wrong")
+        rates = rates_by_clip(clips, errors, chosen)
+        rate, (low, high) = sum(rates, ErrorRate()), interval(rates) if rates else (0.0, 1.0)
+        print(f"{name}: {rate.value:.1%} (95 % {low:.1%}…{high:.1%}) of {rate.words} words wrong")
     shifts = drift(model, whole, clips[-LAST_CLIPS:])
     median = f"{1000 * float(np.median(shifts)):+.0f} ms over {len(shifts)} words" if shifts else "no word in common"
     print(f"drift at the end: {median}")
