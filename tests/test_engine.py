@@ -184,9 +184,9 @@ def speech_with_pauses(seconds: float, pauses: list[float]) -> np.ndarray:
 def test_long_recordings_are_cut_at_pauses_and_lose_nothing():
     samples = speech_with_pauses(70, [10.0, 21.0, 45.0])
     parts = list(windows(samples))
-    assert [start for start, _ in parts] == [0.0, pytest.approx(21.2, abs=0.15), pytest.approx(45.2, abs=0.15)]
-    np.testing.assert_array_equal(np.concatenate([part for _, part in parts]), samples)
-    assert all(len(part) <= 30 * 16_000 for _, part in windows(speech_with_pauses(300, [])))
+    assert [part.start for part in parts] == [0.0, pytest.approx(21.2, abs=0.15), pytest.approx(45.2, abs=0.15)]
+    np.testing.assert_array_equal(np.concatenate([part.samples for part in parts]), samples)
+    assert all(len(part.samples) <= 30 * 16_000 for part in windows(speech_with_pauses(300, [])))
     assert len(list(windows(speech_with_pauses(30, [])))) == 1
 
 
@@ -211,6 +211,50 @@ def test_a_transcript_goes_on_behind_what_is_done():
     rest = engine.transcribe(samples, done=[report.passage for report in reports[:2]])
     assert rest == whole and engine.backend.encoded == 1
     assert whole.segments[2].start == pytest.approx(45.7, abs=0.2)
+
+
+WORDS = [word for _ in range(20) for word in "abc def ghi jkl mno pqr stu vwx yz'".split()]
+"""No letter twice in neighbours, so that half a word at the edge of a window is never taken for another."""
+
+
+def spoken_on_and_on(samples: np.ndarray, after: int = 0) -> MossAudio:
+    """A model that hears WORDS without a pause and of each window writes those that are whole in it."""
+    head = letter_head(" ".join(WORDS), lead=0)
+    owner = np.repeat([i for i, word in enumerate(WORDS) for _ in f"{word} "][:-1], 4)  # of each frame
+    parts = list(windows(samples, everybody, seconds=16.0, overlap=0.5))
+    spans = [(round(50 * (w.start - w.lead)), round(50 * (w.end + w.tail))) for w in parts][after:]
+    answers = []
+    for begin, end in spans:
+        inside = owner[begin:end]
+        whole = [i for i in np.unique(inside) if np.count_nonzero(inside == i) >= 4 * len(WORDS[i])]
+        answers.append(" ".join(WORDS[i] for i in whole))
+    heads = iter([head[begin:end] for begin, end in spans])
+    backend = FakeBackend(scripted(*answers), letter_logprobs=lambda mels: next(heads))
+    return MossAudio(backend, FakeProcessor(), everybody)  # type: ignore[arg-type]
+
+
+def everybody(samples):
+    """A detector to which somebody speaks all the time."""
+    return iter([1.0] * (-(-len(samples) // 512)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_word_is_lost_or_doubled_where_nobody_pauses(seed):
+    n_samples = len(letter_head(" ".join(WORDS), lead=0)) * 320
+    samples = np.random.default_rng(seed).normal(0, 0.1, n_samples).astype(np.float32)
+    passages = []
+    whole = spoken_on_and_on(samples).transcribe(
+        samples, params=SamplingParams(), progress=lambda p: passages.append(p.passage)
+    )
+    assert len(passages) >= 4 and [p.overlap for p in passages] == [0.5] * (len(passages) - 1) + [0.0]
+    assert whole.text.split() == WORDS == [word.text for s in whole.segments for word in s.words]
+    times = [time for s in whole.segments for word in s.words for time in (word.start, word.end)]
+    assert times == sorted(times)
+    for passage in passages:
+        assert all(passage.start <= s.start < s.end <= passage.end + 1e-3 for s in passage.segments)
+    assert whole.usage.audio_seconds == pytest.approx(n_samples / 16_000, abs=0.05)  # a frame a window
+    rest = spoken_on_and_on(samples, after=2).transcribe(samples, params=SamplingParams(), done=passages[:2])
+    assert rest.text == whole.text and rest.segments == whole.segments
 
 
 def test_hotwords_are_checked_and_told():

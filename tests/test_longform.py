@@ -62,6 +62,31 @@ def speech_but_at(start: float, end: float):
     return voice
 
 
+@given(st.sets(st.integers(0, 100)), st.integers(0, len(SAMPLES)), st.sampled_from([0.0, 0.5]))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_neighbours_share_what_is_around_a_cut_that_no_pause_allowed(pauses, length, overlap):
+    clock = np.arange(length, dtype=np.float32) / SAMPLE_RATE + 1  # loudest at the end, and never silent
+
+    def voice(samples):  # pauses of half a second, at whole seconds
+        for at in range(0, len(samples), CHUNK):
+            second, rest = divmod(float(samples[at]) - 1, 1.0)
+            yield float(not (second in pauses and rest < 0.5))
+
+    found = list(windows(clock, voice, seconds=10.0, overlap=overlap))
+    assert found[0].lead == found[-1].tail == 0
+    assert all(len(window.samples) <= 10 * SAMPLE_RATE for window in found)
+    own = [w.samples[round(w.lead * SAMPLE_RATE) : len(w.samples) - round(w.tail * SAMPLE_RATE)] for w in found]
+    np.testing.assert_array_equal(np.concatenate(own), clock)
+    for i, (before, after) in enumerate(pairwise(found)):
+        assert before.end == pytest.approx(after.start) and before.tail == after.lead
+        in_pause = any(pause <= before.end <= pause + 0.55 for pause in pauses)
+        assert before.tail == (0.0 if in_pause else overlap)
+        rest = list(windows(clock, voice, before.end, 10.0, overlap=overlap, lead=before.tail))
+        assert [(w.start, len(w.samples), w.lead, w.tail) for w in rest] == [
+            (w.start, len(w.samples), w.lead, w.tail) for w in found[i + 1 :]
+        ]
+
+
 def test_cuts_lie_where_nobody_speaks_and_not_where_it_is_merely_quiet():
     window = 28 * SAMPLE_RATE
     clock = np.arange(window, dtype=np.float32) / SAMPLE_RATE / 100  # the later, the louder

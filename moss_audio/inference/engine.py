@@ -17,7 +17,7 @@ from moss_audio.errors import AudioError, PromptError
 from moss_audio.inference import hotwords as hot
 from moss_audio.inference.generate import FinishReason, TokenEvent, Usage, collect, generate
 from moss_audio.inference.generate import split_reasoning as split_reasoning
-from moss_audio.inference.longform import MINI_SECONDS, TRAINED_SECONDS, windows
+from moss_audio.inference.longform import MINI_SECONDS, OVERLAP_SECONDS, TRAINED_SECONDS, windows
 from moss_audio.inference.passages import Passage, compose
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.inference.transcription import Heard, Times, hear, is_search, listen, write
@@ -170,9 +170,10 @@ class MossAudio:
         `Transcript.of` makes the whole of them. Raises what `transcribe` raises.
         """
         params, cancelled = params or TRANSCRIPT_PARAMS, cancelled or _never
-        start = done[-1].end if done else 0.0
         timed: Times = "words" if words else "sentences"
-        for heard in self._windows(audio, cancelled, hotwords, params, timed=timed, start=start):
+        overlap = OVERLAP_SECONDS if self.backend.config.audio.letters else 0.0
+        after = done[-1] if done else None
+        for heard in self._windows(audio, cancelled, hotwords, params, timed=timed, after=after, overlap=overlap):
             yield compose(self.backend, self.tokenizer, heard, params, cancelled)
 
     def ask(
@@ -248,20 +249,20 @@ class MossAudio:
         params: SamplingParams,
         *,
         timed: Times | None = None,
-        start: float = 0.0,
+        after: Passage | None = None,
+        overlap: float = 0.0,
     ) -> Iterator[Heard]:
-        """The windows of a recording from `start` on, each encoded when its turn comes."""
+        """The windows of a recording behind the passage `after`, each encoded when its turn comes."""
         words = hot.check(hotwords)
         if words and self.backend.config.audio.letters and not is_search(params):
             raise PromptError("hotwords need the search; leave temperature 0, repetition_penalty 1 and stop empty")
+        start, lead = (after.end, after.overlap) if after is not None else (0.0, 0.0)
         with _open(audio) as recording:
-            for at, samples in windows(recording.blocks, self.voice, start, self.window_seconds):
+            for window in windows(recording.blocks, self.voice, start, self.window_seconds, overlap=overlap, lead=lead):
                 if cancelled():  # an empty window says that more would have come
-                    yield Heard(at, 0.0, None, ended="cancelled")
+                    yield Heard(window.start, 0.0, None, ended="cancelled")
                     return
-                yield hear(
-                    self.backend, self.processor, samples, at, voice=self.voice, timed=timed, hotwords=words
-                )
+                yield hear(self.backend, self.processor, window, voice=self.voice, timed=timed, hotwords=words)
 
 
 def _sources(audio: AudioSource | Sequence[AudioSource]) -> list[AudioSource]:

@@ -1,7 +1,7 @@
 """Where to cut a recording that is longer than the model was trained on. Knows voices and energy, not words.
 
-Windows do not overlap, so nothing is doubled; they are cut where nobody speaks, so nothing is lost. Neither does the
-text of one window condition the next: a mistake or a loop would be handed on, and the Mini was not trained for it.
+Windows are cut where nobody speaks, so that nothing is lost or doubled. Where nobody ever pauses, both neighbours hear
+what is around the cut, if their words can be told apart by times.
 """
 
 from __future__ import annotations
@@ -26,20 +26,29 @@ MARGIN_SECONDS = 2.0
 PAUSE_SECONDS = 0.3
 """A cut is the middle of the quietest stretch of this length: longer than a stop consonant's closure (~0.1 s)."""
 
+OVERLAP_SECONDS = 0.5
+"""What a window hears beyond a cut that no pause allowed: about two words."""
+
 _HOP = SAMPLE_RATE // 100
 _WARM_UP = SAMPLE_RATE
 """The detector decides by what it has heard before: it begins a second early."""
 
 
 class Window(NamedTuple):
-    """`samples [n]` of a recording from `start` on, in seconds."""
+    """A recording from `start` to `end`, in seconds; `samples [n]` begin `lead` before it and end `tail` behind it."""
 
     start: float
     samples: np.ndarray
+    lead: float = 0.0
+    tail: float = 0.0
+
+    @property
+    def duration(self) -> float:
+        return len(self.samples) / SAMPLE_RATE - self.lead - self.tail
 
     @property
     def end(self) -> float:
-        return self.start + len(self.samples) / SAMPLE_RATE
+        return self.start + self.duration
 
 
 def windows(
@@ -47,26 +56,39 @@ def windows(
     voice: Voice | None = None,
     start: float = 0.0,
     seconds: float = TRAINED_SECONDS,
+    *,
+    overlap: float = 0.0,
+    lead: float = 0.0,
 ) -> Iterator[Window]:
     """Cut `samples [n]` or blocks of them at pauses, from `start` on: windows of at most `seconds`, together all of it.
 
-    Holds no more than a window and a block.
+    Where `voice` finds no pause, neighbours share `overlap` seconds on either side of the cut; the first window has the
+    `lead` of one that ended so. Holds no more than a window and a block.
     """
-    longest, window = int(seconds * SAMPLE_RATE), int((seconds - MARGIN_SECONDS) * SAMPLE_RATE)
-    at = skipped = round(start * SAMPLE_RATE)
+    longest, window, shared = (int(length * SAMPLE_RATE) for length in (seconds, seconds - MARGIN_SECONDS, overlap))
+    at, n_lead = round(start * SAMPLE_RATE), round(lead * SAMPLE_RATE)
+    skipped = at - n_lead
     held: list[np.ndarray] = []
     n_held = 0
+
+    def piece(samples: np.ndarray, n_tail: int) -> Window:
+        return Window(at / SAMPLE_RATE, samples, n_lead / SAMPLE_RATE, n_tail / SAMPLE_RATE)
+
     for block in _small(audio):
         block, skipped = block[skipped:], max(0, skipped - len(block))
         held.append(block)
         n_held += len(block)
         while n_held > longest:
             samples = np.concatenate(held)
-            n_cut = cut(samples[:window], voice)
-            yield Window(at / SAMPLE_RATE, samples[:n_cut])
-            held, n_held, at = [samples[n_cut:]], n_held - n_cut, at + n_cut
+            own = samples[n_lead : n_lead + window]
+            place = pause(own, voice) if voice is not None else None
+            n_tail = shared if voice is not None and place is None else 0
+            n_cut = quietest_late(own) if place is None else place
+            yield piece(samples[: n_lead + n_cut + n_tail], n_tail)
+            rest = samples[n_lead + n_cut - n_tail :]
+            held, n_held, at, n_lead = [rest], len(rest), at + n_cut, n_tail
     if n_held or at == 0:
-        yield Window(at / SAMPLE_RATE, np.concatenate(held) if held else np.empty(0, dtype=np.float32))
+        yield piece(np.concatenate(held) if held else np.empty(0, dtype=np.float32), 0)
 
 
 def _small(audio: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -76,19 +98,28 @@ def _small(audio: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def cut(samples: np.ndarray, voice: Voice | None = None) -> int:
-    """The place to cut `samples [n]`: the quietest pause of the last third, or of the third before it.
+    """The place to cut `samples [n]`: a pause, or without a detector, or where nobody pauses, where it is quiet."""
+    place = pause(samples, voice) if voice is not None else None
+    return quietest_late(samples) if place is None else place
 
-    Without a detector, or where nobody ever pauses, the quietest place of the last third.
-    """
+
+def pause(samples: np.ndarray, voice: Voice) -> int | None:
+    """The quietest pause of the last third of `samples [n]`, or of the third before it; None where nobody pauses."""
     third = len(samples) // 3
-    for earliest in (2 * third, third) if voice is not None else ():
+    for earliest in (2 * third, third):
         begin = max(0, earliest - _WARM_UP)
-        chunks = np.fromiter(voice(samples[begin : earliest + third]), dtype=np.float64)  # type: ignore[misc]
+        chunks = np.fromiter(voice(samples[begin : earliest + third]), dtype=np.float64)
         speech = np.repeat(chunks >= 0.5, CHUNK)[earliest - begin :]
         place = quietest(samples[earliest : earliest + third], speech)
         if place is not None:
             return earliest + place
-    return 2 * third + (quietest(samples[2 * third :]) or 0)
+    return None
+
+
+def quietest_late(samples: np.ndarray) -> int:
+    """The quietest place of the last third of `samples [n]`."""
+    earliest = 2 * (len(samples) // 3)
+    return earliest + (quietest(samples[earliest:]) or 0)
 
 
 def quietest(samples: np.ndarray, speech: np.ndarray | None = None) -> int | None:

@@ -35,7 +35,8 @@ MAX_REPEATED_SEGMENTS = 5
 class Passage:
     """The transcript of a recording from `start` to `end`, in seconds.
 
-    `notes` say what was done about it: a loop that was written again or cut, a text that reached its limit.
+    `notes` say what was done about it: a loop that was written again or cut, a text that reached its limit. Where no
+    pause allowed the cut at its end, `overlap` seconds more were heard; the next passage hears as much before it.
     """
 
     start: float
@@ -45,6 +46,7 @@ class Passage:
     finish_reason: FinishReason
     usage: Usage
     notes: tuple[str, ...] = ()
+    overlap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ def compose(
         where = f"{_clock(heard.start)}–{_clock(heard.start + heard.duration)}"
         notes = (f"{where}: {note}",) if note else ()
         end = heard.start + heard.duration
-        return Passage(heard.start, end, attempt.text, attempt.segments, attempt.finish_reason, usage, notes)
+        usage = replace(usage, audio_seconds=min(usage.audio_seconds, heard.duration))
+        return Passage(
+            heard.start, end, attempt.text, attempt.segments, attempt.finish_reason, usage, notes, heard.tail
+        )
 
     first = _attempt(backend, tokenizer, heard, params, cancelled)
     usage = first.usage
@@ -94,7 +99,7 @@ def _attempt(
     loops = loop_length(written(tokenizer, events)) > 0 or len(once) < len(segments)
     tokens = [(event.token_id, event.logprob) for event in events]
     rated = _rated(once, [(i, p) for i, p in tokens if i is not None and p is not None], tokenizer)
-    plain = " ".join(segment.text for segment in once) if heard.timed else text
+    plain = " ".join(segment.text for segment in once)
     return _Attempt(rated, plain, loops, reason, usage)
 
 

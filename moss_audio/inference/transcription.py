@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from moss_audio.audio import SAMPLE_RATE, log_mel
+from moss_audio.audio import log_mel
 from moss_audio.inference.generate import FinishReason, TokenEvent, Usage, collect, generate, split_reasoning
 from moss_audio.inference.guide import LetterGuide
 from moss_audio.inference.hotwords import HotwordBias, with_hotwords
 from moss_audio.inference.letters import LetterDraft, Spelling, forced_alignment, is_silent, spelling
+from moss_audio.inference.longform import Window
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.inference.search import beam_search, guided_search
 from moss_audio.inference.voice import Voice, is_spoken
@@ -48,7 +50,7 @@ TIMED: Mapping[Times | None, tuple[str, int]] = {
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """A window after the encoder; `start` and `duration` in seconds.
+    """A window after the encoder; `start` and `duration` in seconds, without the `lead` and `tail` of its neighbours.
 
     `prompt` is None where there is nothing to write, and `ended` says why: nobody speaks, or the caller has enough.
     The answer to a `timed` prompt has time stamps in its text, around each sentence or each word.
@@ -57,6 +59,8 @@ class Heard:
     start: float
     duration: float
     prompt: Prompt | None
+    lead: float = 0.0
+    tail: float = 0.0
     timed: Times | None = None
     hotwords: tuple[str, ...] = ()
     ended: FinishReason = "stop"
@@ -87,29 +91,29 @@ def listen(backend: Backend, processor: Processor, clips: Sequence[np.ndarray], 
 def hear(
     backend: Backend,
     processor: Processor,
-    samples: np.ndarray,
-    start: float,
+    window: Window,
     *,
     voice: Voice | None = None,
     timed: Times | None = None,
     hotwords: tuple[str, ...] = (),
 ) -> Heard:
-    """Encode the window `samples [n]` that begins at `start`, to be transcribed.
+    """Encode a window, to be transcribed.
 
     Three gates keep a model from inventing words where nobody speaks: the level, `voice`, and the letter head. Without
     a letter head, times are asked of the model itself if `timed`, and `hotwords` stand in the prompt.
     """
-    duration = len(samples) / SAMPLE_RATE
+    samples = window.samples
     quiet = not len(samples) or float(np.abs(samples).max()) < SILENCE_PEAK
     if quiet or (voice is not None and not is_spoken(samples, voice)):
-        return Heard(start, duration, None)
+        return Heard(window.start, window.duration, None, tail=window.tail)
     letters = backend.config.audio.letters
     timed = None if letters else timed
     question, _ = TIMED[timed]
     prompt = listen(backend, processor, [samples], question if letters else with_hotwords(question, hotwords))
     logprobs = prompt.audio.letter_logprobs
     silent = logprobs is not None and is_silent(logprobs, letters)
-    return Heard(start, duration, None if silent else prompt, timed, hotwords)
+    heard = None if silent else prompt
+    return Heard(window.start, window.duration, heard, window.lead, window.tail, timed, hotwords)
 
 
 def write(
@@ -124,7 +128,8 @@ def write(
     spelled = heard.prompt.spelled
     draft = LetterDraft(spelled.best, letters, tokenizer) if spelled is not None else None
     _, longer = TIMED[heard.timed]
-    most = SPARE_TOKENS + int(TOKENS_PER_SECOND * longer * heard.duration)
+    seconds = heard.lead + heard.duration + heard.tail
+    most = SPARE_TOKENS + int(TOKENS_PER_SECOND * longer * seconds)
     limit = params.max_new_tokens * (longer if heard.timed == "words" else 1)
     params = replace(params, max_new_tokens=min(limit, most))
     n_beams = max(params.n_beams, TRANSCRIPT_BEAMS) if heard.hotwords else params.n_beams
@@ -188,14 +193,24 @@ def loop_length(ids: Sequence[int], max_period: int = 24) -> int:
     return 0
 
 
+def _own(words: Sequence[Word], heard: Heard) -> tuple[Word, ...]:
+    """Those of `words` whose middle is in the window itself, with times from its start on."""
+    shifted = [(word.text, word.start - heard.lead, word.end - heard.lead) for word in words]
+    first, last = 0.0 if heard.lead else -math.inf, heard.duration if heard.tail else math.inf
+    return tuple(Word(text, max(0.0, a), max(0.0, b)) for text, a, b in shifted if first <= (a + b) / 2 < last)
+
+
 def locate(text: str, heard: Heard, letters: str) -> tuple[Segment, ...]:
     """Sentences of a window's `text` with absolute times: those of the letter head, or of the stamps in the text.
 
-    Where there are neither, one segment over the window.
+    Where there are neither, one segment over the window. What the letter head places with a neighbour is left to it.
     """
     words: tuple[Word, ...] = ()
     if text and heard.prompt is not None and heard.prompt.audio.letter_logprobs is not None:
-        words = forced_alignment(heard.prompt.audio.letter_logprobs, text, letters)
+        aligned = forced_alignment(heard.prompt.audio.letter_logprobs, text, letters)
+        words = _own(aligned, heard)
+        if aligned and not words:
+            return ()
     elif heard.timed == "words":
         pieces = parse_timestamped(text, heard.duration)
         if not any(" " in piece.text for piece in pieces):  # else the model stamped sentences after all

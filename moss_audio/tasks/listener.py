@@ -47,12 +47,12 @@ class Listener:
 
     def parts(self, samples: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
         """Windows of a recording with their starts in seconds; those in which nothing sounds are left out."""
-        for start, part in windows(samples, self.model.voice, seconds=self.model.window_seconds):
+        for window in windows(samples, self.model.voice, seconds=self.model.window_seconds):
             if self.cancelled():
                 self._reasons.add("cancelled")
                 return
-            if sounds(part):
-                yield start, part
+            if sounds(window.samples):
+                yield window.start, window.samples
 
     def ask(self, samples: np.ndarray, question: str, *, speech: bool = False) -> str:
         """The model's own words, without reasoning; a loop at their end is cut and counts as `length`.
