@@ -123,6 +123,7 @@ def scripted(*answers: str | Sequence[int]) -> Callable[[list[int]], np.ndarray]
         if not emitted:
             current[:] = scripts[next(turn)]
         logits = np.zeros(VOCAB, dtype=np.float32)
+        logits[END] = -10.0  # it ends nowhere but at the end
         # Off the script, after a wrong draft, anything may come; here it is always "?".
         on_script = emitted == current[: len(emitted)] and len(emitted) < len(current)
         logits[current[len(emitted)] if on_script else ord("?")] = 10.0
