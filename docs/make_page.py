@@ -95,8 +95,11 @@ def main() -> None:
                 page.set_default_timeout(300_000)
                 page.goto(address)
                 visit(page, file)
+                if device is PHONE:  # all of it; a screenshot of the full page would forget that fingers touch it
+                    height = page.evaluate("document.documentElement.scrollHeight")
+                    page.set_viewport_size({"width": 360, "height": height})
                 page.wait_for_timeout(500)
-                page.screenshot(path=DOCS / f"{name}-{scheme}.png", full_page=device is PHONE)
+                page.screenshot(path=DOCS / f"{name}-{scheme}.png")
                 page.close()
         browser.close()
 
