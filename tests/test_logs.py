@@ -1,4 +1,4 @@
-"""The log of a real server process that is asked all sorts of things: a JSON object a line, and nothing that is secret."""
+"""The log of a real server that is asked all sorts of things: a JSON object a line, and nothing that is secret."""
 
 from __future__ import annotations
 

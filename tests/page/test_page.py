@@ -380,7 +380,7 @@ def test_the_clock_of_a_live_session_is_not_read_aloud(page):
     page.click("#live-start")
     page.wait_for_selector("#live-clock:text('0:02')")
     assert page.evaluate("said") == ["Connecting…", "Listening."]
-    assert page.get_attribute("#live-clock", "role") == "timer" and page.get_attribute("#live-state", "role") == "status"
+    assert {page.get_attribute(f"#live-{part}", "role") for part in ("clock", "state")} == {"timer", "status"}
 
 
 def test_live_captions_and_sounds_come_as_they_are_heard(page):
