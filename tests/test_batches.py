@@ -6,10 +6,13 @@ import base64
 import json
 import os
 import signal
+import sqlite3
 import time
 
 import pytest
 from servers import KEY, KEYS, client, process, question, until, wav
+
+from moss_audio.server.store import Store
 
 CHAT = "/v1/chat/completions"
 
@@ -54,7 +57,9 @@ def test_a_batch_from_upload_to_results(http):
     assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
     done = results(http, batch["output_file_id"])
     assert [result["custom_id"] for result in done] == ["a", "b"]
-    assert done[0]["response"]["body"]["choices"][0]["message"]["content"] == "Hello there."
+    alone = http.post(CHAT, json=question()).json()
+    assert done[0]["response"]["body"]["choices"] == alone["choices"]
+    assert alone["choices"][0]["message"]["content"] == "Hello there."
     (failed,) = results(http, batch["error_file_id"])
     assert failed["response"]["status_code"] == 400 and "messages" in failed["response"]["body"]["error"]["message"]
     assert [found["id"] for found in http.get("/v1/batches").json()["data"]] == [batch["id"]]
@@ -179,6 +184,23 @@ def test_nothing_is_lost_when_the_server_is_killed(tmp_path):
         batch = ended(http, batch, 30)
         assert batch["request_counts"] == {"total": 8, "completed": 8, "failed": 0}
         assert [result["custom_id"] for result in results(http, batch["output_file_id"])] == [str(n) for n in range(8)]
+
+
+def test_a_full_disk_delays_a_batch(monkeypatch):
+    failures = 1
+    keep = Store.finish_line
+
+    def full(store, *result):
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise sqlite3.OperationalError("database or disk is full")
+        keep(store, *result)
+
+    monkeypatch.setattr(Store, "finish_line", full)
+    with client() as http:
+        batch = ended(http, start(http, line("a")))
+        assert batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0} and failures == -1
 
 
 def test_a_request_that_kills_the_server_is_given_up():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import http.client
 import json
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 from asyncio.subprocess import Process
@@ -17,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 from servers import KEY, KEYS, app, client, live, process, question, until, wav
+from starlette import formparsers
 
 from moss_audio.audio import load_audio
 from moss_audio.errors import AudioError, AudioLimitError, CorruptAudioError, UnsupportedAudioError
@@ -252,6 +255,19 @@ def http_client(host: str) -> http.client.HTTPConnection:
 def limited(blocks: Iterator[bytes], n: int) -> Iterator[bytes]:
     for _, block in zip(range(n), blocks, strict=False):
         yield block
+
+
+def test_a_full_disk_is_said(monkeypatch):
+    class Full(tempfile.SpooledTemporaryFile):
+        def write(self, data) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(formparsers, "SpooledTemporaryFile", Full)
+    with client() as http:
+        for route in (TRANSCRIBE, "/v1/audio/describe", "/v1/files"):
+            response = http.post(route, files={"file": ("a", wav())}, data={"purpose": "batch"})
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "disk_full"), route
+            assert response.headers["Retry-After"]
 
 
 def test_a_half_sent_body_is_given_up():

@@ -23,7 +23,7 @@ from moss_audio.server.examples import add_examples
 from moss_audio.server.gate import Gate
 from moss_audio.server.keys import ApiKeys
 from moss_audio.server.observing import Observer
-from moss_audio.server.refusals import error_body, refusal
+from moss_audio.server.refusals import Refusal, error_body, is_full, refusal
 from moss_audio.server.schemas import ErrorReply, Health, ModelCard, ModelList
 from moss_audio.server.service import Service, service_of
 from moss_audio.server.settings import Settings
@@ -146,9 +146,11 @@ def _add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        answer = refusal(error)
-        if answer is error:
-            return _refused(request, answer.status_code, answer.to_dict(), answer.headers)
+        cause = error.__cause__  # FastAPI calls all that goes wrong with a form a bad request
+        if isinstance(cause, Exception) and is_full(cause):
+            error = refusal(cause)
+        if isinstance(error, Refusal):
+            return _refused(request, error.status_code, error.to_dict(), error.headers)
         code = HTTP_CODES.get(error.status_code, "invalid_request")
         body = error_body(error.status_code, code, str(error.detail))
         return _refused(request, error.status_code, body, error.headers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -35,7 +36,7 @@ MAX_ATTEMPTS = 3
 
 POLL_SECONDS, EXPIRE_SECONDS = 1.0, 3600.0
 
-Answer = Callable[[Service, str, Any], Awaitable[BaseModel]]
+Answer = Callable[[Service, str, Any], Awaitable[dict[str, Any]]]
 
 
 def _task_line(task: Task[Any]) -> Answer:
@@ -63,6 +64,8 @@ class FileReply(Reply):
 class FileList(Reply):
     object: Literal["list"] = "list"
     data: list[FileReply]
+    first_id: str | None
+    last_id: str | None
     has_more: bool = False
 
 
@@ -134,7 +137,8 @@ async def upload(
 
 @router.get("/v1/files", summary="Your files")
 async def files(request: Request) -> FileList:
-    return FileList(data=[_file(file) for file in _store(request).files(owner_of(request))])
+    found = [_file(file) for file in _store(request).files(owner_of(request))]
+    return FileList(data=found, first_id=found[0].id if found else None, last_id=found[-1].id if found else None)
 
 
 @router.get("/v1/files/{file_id}", summary="One file")
@@ -220,11 +224,16 @@ class Runner:
         loop = asyncio.get_running_loop()
         next_expiry = loop.time()
         while self._service.state != "stopping":
-            if loop.time() >= next_expiry:
-                next_expiry = loop.time() + EXPIRE_SECONDS
-                await asyncio.to_thread(self._store.expire)
-            line = await asyncio.to_thread(self._store.next_line)
-            if line is None or not await self._answer(line):
+            answered = False
+            try:
+                if loop.time() >= next_expiry:
+                    next_expiry = loop.time() + EXPIRE_SECONDS
+                    await asyncio.to_thread(self._store.expire)
+                line = await asyncio.to_thread(self._store.next_line)
+                answered = line is not None and await self._answer(line)
+            except sqlite3.Error as error:  # such as a full disk; what has no result is tried again
+                LOG.error("store failed", exc_info=error)
+            if not answered:
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _answer(self, line: Line) -> bool:
@@ -241,6 +250,8 @@ class Runner:
             await self._keep(line, 200, task.result())
         except asyncio.CancelledError:  # the server stops, which is not the request's doing
             self._store.give_back(line)
+            raise
+        except sqlite3.Error:
             raise
         except Exception as error:
             answer = refusal(error)
@@ -263,7 +274,7 @@ class Runner:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))[:100]
             raise Refusal(400, "invalid_value", f"{where}: {first['msg']}"[:400]) from None
-        return (await answer(self._service, line.owner, body)).model_dump(exclude_none=True)
+        return await answer(self._service, line.owner, body)
 
     async def _keep(self, line: Line, status: int, body: dict[str, Any]) -> None:
         response = {"status_code": status, "request_id": new_id("req"), "body": body}

@@ -45,14 +45,13 @@ Events = Job[tuple[int, TokenEvent]]
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     service, owner = service_of(request), owner_of(request)
     if not body.stream:
-        whole = await until_gone(request, complete(service, owner, body))
-        return JSONResponse(_whole(whole))
+        return JSONResponse(await until_gone(request, complete(service, owner, body)))
     job, first = await until_gone(request, _begin(service, owner, body))
     return EventStream(_chunks(service, body, job, first), job)
 
 
-async def complete(service: Service, owner: str, body: ChatRequest) -> ChatCompletion:
-    """The whole answer."""
+async def complete(service: Service, owner: str, body: ChatRequest) -> dict[str, Any]:
+    """The whole answer, a `ChatCompletion`."""
     asked = await question(service, owner, body)
     job = service.submit(owner, lambda cancelled: answers(service.model, asked, cancelled))
     texts, ends, usage = [""] * asked.n, [_CANCELLED] * asked.n, Usage()
@@ -66,9 +65,10 @@ async def complete(service: Service, owner: str, body: ChatRequest) -> ChatCompl
         job.cancel()
     service.count(usage, job.seconds)
     choices = [_choice(index, text, end) for index, (text, end) in enumerate(zip(texts, ends, strict=True))]
-    return ChatCompletion(
+    whole = ChatCompletion(
         id=new_id("chatcmpl"), created=int(time.time()), model=service.name, choices=choices, usage=chat_usage(usage)
     )
+    return _whole(whole)
 
 
 def chat_usage(usage: Usage) -> ChatUsage:

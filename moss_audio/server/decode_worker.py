@@ -91,5 +91,12 @@ def _limit_cpu(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
 
 
+def _report(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """Last words, as a line of the server's log."""
+    line = {"level": "error", "event": "decoder failed", "error": f"{kind.__name__}: {error}"[:500]}
+    print(json.dumps(line), file=sys.stderr)
+
+
 if __name__ == "__main__":
+    sys.excepthook = _report
     main(int(sys.argv[1]))

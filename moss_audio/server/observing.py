@@ -185,10 +185,12 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """Log the server, and uvicorn's own messages, as JSON lines."""
+    """Log the server, uvicorn, and the warnings of everything else as JSON lines."""
     output = logging.StreamHandler(sys.stderr)
     output.setFormatter(JsonLines())
-    for name in ("moss_audio.server", "uvicorn", "uvicorn.error"):
+    logging.getLogger().handlers = [output]
+    logging.captureWarnings(True)
+    for name in ("moss_audio.server", "uvicorn"):
         logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [output] if name != "uvicorn.error" else [], name == "uvicorn.error"
+        logger.handlers, logger.propagate = [], True
         logger.setLevel(logging.INFO)

@@ -5,6 +5,8 @@ The shape is OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +71,16 @@ def refusal(error: Exception) -> Refusal:
         known = next(kind for kind in type(error).__mro__ if kind in STATUS)
         status, code = STATUS[known]
         return Refusal(status, code, str(error), retry_after=RETRY_SECONDS if status == 503 else None)
+    if is_full(error):
+        return busy("disk_full", "the server has no room on its disk now; try again soon")
     return Refusal(500, "internal_error", "the server failed; its log has the details under this X-Request-ID")
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error says that a disk is full: that of temporary files, or of the store."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def busy(code: str, message: str) -> Refusal:

@@ -68,12 +68,12 @@ async def answer(service: Service, owner: str, task: Task[Any], data: bytes, opt
     return result
 
 
-async def line(service: Service, owner: str, task: Task[Any], body: TaskLine) -> TaskReply:
+async def line(service: Service, owner: str, task: Task[Any], body: TaskLine) -> dict[str, Any]:
     """The answer to one line of a batch."""
     service.check_model(body.model)
     options = body.model_extra or {}
     data = from_base64(service.settings, body.file, "file")
-    return TaskReply((await answer(service, owner, task, data, options)).to_dict())
+    return (await answer(service, owner, task, data, options)).to_dict()
 
 
 def read_form(task: Task[Any], form: FormData) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from moss_audio.audio import SAMPLE_RATE
 from moss_audio.inference.engine import Transcript
@@ -105,7 +105,7 @@ class TranscriptionLine(Schema):
     timestamp_granularities: list[Granularity] = Field(["segment"], max_length=2)
 
 
-async def complete(service: Service, owner: str, line: TranscriptionLine) -> BaseModel:
+async def complete(service: Service, owner: str, line: TranscriptionLine) -> dict[str, Any]:
     """The answer to one line of a batch."""
     service.check_model(line.model)
     language = check_language(service, line.language)
@@ -197,14 +197,15 @@ def _rendered(transcript: Transcript, wanted: Wanted) -> Response:
             kind = "application/x-subrip; charset=utf-8" if wanted.format == "srt" else "text/vtt"
             return PlainTextResponse(WRITERS[wanted.format](transcript.segments), media_type=kind, headers=ended)
         case _:
-            return JSONResponse(_document(transcript, wanted).model_dump(exclude_none=True))
+            return JSONResponse(_document(transcript, wanted))
 
 
-def _document(transcript: Transcript, wanted: Wanted) -> BaseModel:
+def _document(transcript: Transcript, wanted: Wanted) -> dict[str, Any]:
     if wanted.format == "verbose_json":
-        return verbose(transcript, wanted.language, words=wanted.words, segments=wanted.segments)
+        times = verbose(transcript, wanted.language, words=wanted.words, segments=wanted.segments)
+        return times.model_dump(exclude_none=True)
     reason = finish(transcript.finish_reason)
-    return Transcription(text=transcript.text, usage=token_usage(transcript.usage), finish_reason=reason)
+    return Transcription(text=transcript.text, usage=token_usage(transcript.usage), finish_reason=reason).model_dump()
 
 
 async def _events(service: Service, job: Job[Passage], duration: float) -> AsyncIterator[bytes]:
