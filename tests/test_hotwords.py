@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from fakes import VOCAB, ByteTokenizer, FakeBackend, FakeProcessor, letter_head
 
+from moss_audio.config import LETTERS
 from moss_audio.errors import PromptError
+from moss_audio.inference import passages
 from moss_audio.inference.engine import MossAudio
 from moss_audio.inference.hotwords import BEGIN, MAX_HOTWORDS, PER_LETTER, HotwordBias, check
+from moss_audio.inference.letters import evidence
 
 NOISE = np.random.default_rng(0).normal(0, 0.1, 16_000 * 3).astype(np.float32)
 KNOWN = b"call martin now."
@@ -39,6 +42,25 @@ def test_a_hotword_wins_where_it_was_said():
 def test_a_hotword_that_was_not_said_stays_away():
     text = said("call martin now", "Maarten Tromp", "Eleonora")
     assert text.lower() == said("call martin now")
+
+
+def test_the_letters_bear_out_what_was_said():
+    head = letter_head("call maarten now and xavier")
+    text = "Call Maarten now, and Leonor."
+    (said_it,), (not_said,) = (evidence(head, text, name, LETTERS) for name in ("Maarten", "Leonor"))
+    assert said_it > -0.1 and not_said < -3
+    assert not_said < evidence(head, text, "and  leonor", LETTERS)[0] < said_it
+    assert evidence(head, text, "Xavier", LETTERS) == evidence(head, text, "1984", LETTERS) == []
+    assert len(evidence(letter_head("no no no"), "No, no, no!", "no", LETTERS)) == 3
+    assert evidence(head[:5], text, "Maarten", LETTERS) == []
+
+
+def test_a_hotword_that_the_letters_do_not_bear_out_is_none(monkeypatch):
+    assert "Maarten" in said("call maarten now", "Maarten", "Xavier")
+    monkeypatch.setattr(passages, "MIN_EVIDENCE", 1.0)  # nothing is ever borne out
+    assert said("call maarten now", "Maarten", "Xavier") == said("call maarten now")
+    monkeypatch.setattr(passages, "MAX_DOUBTS", 0)
+    assert "Maarten" in said("call maarten now", "Maarten", "Xavier")
 
 
 def test_tokens_of_hotwords_begin_at_words_and_go_on():

@@ -155,24 +155,42 @@ def forced_alignment(logprobs: np.ndarray, text: str, letters: str) -> tuple[Wor
     Characters that the head does not know are skipped; a word without any letter ("1984") lies between its
     neighbours. Words are `text.split()`. Empty when there are more letters than frames to say them in.
     """
-    words = text.split()
-    spelt = [normalise(word, letters).replace(" ", "") for word in words]
-    known = [i for i, spelling in enumerate(spelt) if spelling]
-    labels: list[int] = []
-    owners: list[int] = []
-    for i in known:
-        space = [letters.index(" ") + 1] if labels and " " in letters else []
-        labels += [*space, *(letters.index(c) + 1 for c in spelt[i])]
-        owners += [*(-1 for _ in space), *(i for _ in spelt[i])]
-    spans = best_path(logprobs, np.array(labels, dtype=np.int64))
+    words, labels, owner = _labels(text, letters)
+    spans = best_path(logprobs, labels)
     if spans is None:
         return ()
-    owner = np.array(owners, dtype=np.int64)
     times: dict[int, tuple[float, float]] = {}
-    for i in known:
+    for i in np.unique(owner[owner >= 0]).tolist():
         own = spans[owner == i]
         times[i] = (float(own[0, 0]) * SECONDS_PER_FRAME, float(own[-1, 1] + 1) * SECONDS_PER_FRAME)
     return _fill_gaps(words, times, len(logprobs) * SECONDS_PER_FRAME)
+
+
+def evidence(logprobs: np.ndarray, text: str, phrase: str, letters: str) -> list[float]:
+    """How sure the head is of `phrase` wherever it stands in `text`: the mean over its letters of the highest
+    log-probability of each in the frames that are its own. Nothing where `text` does not fit in `logprobs [E, L]`.
+    """
+    words, labels, owner = _labels(text, letters)
+    spans = best_path(logprobs, labels)
+    if spans is None:
+        return []
+    sure = np.array([logprobs[a : b + 1, label].max() for (a, b), label in zip(spans, labels, strict=True)])
+    spelt, wanted = [normalise(word, letters) for word in words], normalise(phrase, letters).split()
+    places = (i for i in range(len(words) - len(wanted) + 1) if wanted and spelt[i : i + len(wanted)] == wanted)
+    return [float(sure[(owner >= i) & (owner < i + len(wanted))].mean()) for i in places]
+
+
+def _labels(text: str, letters: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The words of `text`, the head's outputs that spell it, and the word that each belongs to; -1 for spaces."""
+    words = text.split()
+    labels: list[int] = []
+    owners: list[int] = []
+    for i, word in enumerate(words):
+        spelt = normalise(word, letters).replace(" ", "")
+        space = [letters.index(" ") + 1] if spelt and labels and " " in letters else []
+        labels += [*space, *(letters.index(c) + 1 for c in spelt)]
+        owners += [*(-1 for _ in space), *(i for _ in spelt)]
+    return words, np.array(labels, dtype=np.int64), np.array(owners, dtype=np.int64)
 
 
 def best_path(logprobs: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
