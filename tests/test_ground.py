@@ -13,7 +13,7 @@ from toys import SCENES, SOUNDS, tiny_config, tiny_processor, write_world  # noq
 from moss_audio.data.manifest import held_out  # noqa: E402
 from moss_audio.model.audio_lm import AudioLM  # noqa: E402
 from moss_audio.model.decoder import GatedMLP  # noqa: E402
-from moss_audio.training import ground  # noqa: E402
+from moss_audio.training import ground, vectors  # noqa: E402
 from moss_audio.training.examples import Scenes  # noqa: E402
 from moss_audio.training.loop import load_weights  # noqa: E402
 from moss_audio.training.naming import Words, frame_names  # noqa: E402
@@ -140,6 +140,40 @@ def test_ground_teaches_the_mergers_and_nothing_else(data, tmp_path, byte_tokeni
     load_weights(state, again)
     for name in changed:
         torch.testing.assert_close(again.state_dict()[name], model.state_dict()[name], atol=1e-4, rtol=1e-3)
+
+
+def test_vectors_leave_the_model_as_it_is_and_ground_fits_the_mergers_to_them(data, tmp_path, byte_tokenizer):
+    torch.manual_seed(0)
+    model, processor, state = AudioLM(tiny_config()), tiny_processor(byte_tokenizer), tmp_path / "vectors.safetensors"
+    before = deepcopy(model.state_dict())
+    recipe = {
+        "scenes": SCENES, "recordings": 2, "share": [0.5, 1.0], "blur": 0.2, "dev_every": 20, "seed": 0, "steps": 20,
+        "warmup": 3, "batch_size": 6, "weight_decay": 0.0, "scale": 1.0, "lr": {"moved": 0.3},
+    }  # fmt: skip
+    vectors.train(model, processor, recipe, data, state, resume=False)
+    log = [json.loads(line) for line in state.with_suffix(".jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [20] and log[-1]["moved"] > 0  # a decoder of chance reads nothing
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    world, learned = World(SCENES, data, tmp_path), state.with_suffix(".vectors")
+    words = Words.learned(learned, world, torch.device("cpu"))
+    assert {name for name, said in zip(words.names, words.said, strict=True) if said} == set(SOUNDS)
+    ground.train(model, processor, RECIPE, data, tmp_path / "ground.safetensors", False, learned)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed and all(name.startswith("deepstack_audio_merger_list.") for name in changed)
+
+
+def test_what_stays_unsaid_is_kept_quiet():
+    torch.manual_seed(2)
+    targets = torch.randn(2, 3, 16)
+    targets[:, 2] = 0
+    words = Words(["a", "b", "speech"], targets)
+    labels = torch.tensor([0, 1, 2, 2])
+    quiet = targets[:, labels]
+    loud = quiet + torch.tensor([0.0, 0, 1, 1])[:, None]
+    assert words.loss(quiet, labels) < words.loss(loud, labels)
+    assert words.nearest(quiet)[:2].tolist() == [0, 1] and set(words.nearest(loud).tolist()) <= {0, 1}
+    assert words.loss(quiet[:, 2:], labels[2:]) == 0
 
 
 def test_turns_come_in_their_shares(data, tmp_path):

@@ -1,8 +1,9 @@
 """Stage *ground*: the mergers learn to put into the decoder's first layers what a word for the sound would put there.
 
-`python -m moss_audio.training.ground RECIPE DATA OUT --model FOLDER [--letters STATE] [--resume]`. Neither the encoder
-nor the language model is trained: a linear map a tap is fitted from the mean of a sound's taps to the hidden states of
-its label, and put into hidden units of the mergers that do least. A decoder learns to read such frames as words.
+`python -m moss_audio.training.ground RECIPE DATA OUT --model FOLDER [--letters STATE] [--vectors FILE] [--resume]`.
+Neither the encoder nor the language model is trained: a linear map a tap is fitted from the mean of a sound's taps to
+the hidden states of its label, or to what the stage *vectors* learned, and put into hidden units of the mergers that do
+least. A decoder learns to read the label's states as words; the learned vectors it reads as it is.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Listener:
     @torch.no_grad()
     def taps(self, mels: Sequence[np.ndarray]) -> list[Tensor]:
         """Stacked taps `[K, S, C]` of every clip."""
-        with autocast(self.words.centre.device):
+        with autocast(self.words.targets.device):
             taps = self.model.stacked_taps(heard(self.model.audio_encoder, mels)).float()
         return list(taps.split([audio_frames(mel.shape[1]) for mel in mels], dim=1))
 
@@ -87,7 +88,7 @@ class Listener:
 
 
 class Maps(nn.Module):
-    """Linear maps from pooled taps `[N, K, C]` to states `[K, N, D]` about the words' centre."""
+    """Linear maps from pooled taps `[N, K, C]` to the targets `[K, N, D]` of their names."""
 
     mean: Tensor
     spread: Tensor
@@ -99,8 +100,7 @@ class Maps(nn.Module):
         self.register_buffer("mean", taps.mean(0))
         self.register_buffer("spread", taps.std(0) + 1e-4)
         shares = label_shares(labels).float()
-        x, want = ((taps - self.mean) / self.spread).transpose(0, 1), words.directions * words.size[:, None, None]
-        targets = want[:, labels]
+        x, targets = ((taps - self.mean) / self.spread).transpose(0, 1), words.targets[:, labels]
         bias = (targets * shares[:, None]).sum(1)
         products = x.transpose(1, 2) @ (x * shares[:, None]) + ridge * torch.eye(x.shape[-1], device=x.device)
         weight = torch.linalg.solve(products, x.transpose(1, 2) @ ((targets - bias[:, None]) * shares[:, None]))
@@ -161,7 +161,13 @@ def batches_of(clips: Iterator[Labelled]) -> Iterator[list[Labelled]]:
 
 
 def train(
-    model: AudioLM, processor: Processor, recipe: Mapping[str, Any], data: Path, state: Path, resume: bool
+    model: AudioLM,
+    processor: Processor,
+    recipe: Mapping[str, Any],
+    data: Path,
+    state: Path,
+    resume: bool,
+    vectors: Path | None = None,
 ) -> None:
     """Run the stage as the recipe says; `state` is where the mergers go, with samples in `pcm` beside it.
 
@@ -169,7 +175,9 @@ def train(
     """
     n_mels, cache, file = processor.config.n_mels, state.parent / "pcm", state.with_suffix(".taps")
     world = World(recipe["scenes"], data, cache)
-    listener = Listener(model, Words.of(model, processor, world))
+    device = model.language_model.embed_tokens.weight.device
+    words = Words.learned(vectors, world, device) if vectors else Words.of(model, processor, world)
+    listener = Listener(model, words)
     model.audio_encoder.requires_grad_(False).eval()
     with Background(Scenes(world, n_mels, BATCH), recipe["seed"]) as feed:
         rng = np.random.default_rng(recipe["seed"])
@@ -184,7 +192,7 @@ def train(
             save_file({name: part.contiguous() for name, part in zip(names, parts, strict=True)}, file)
     processes().wait()
     kept = {name: part.to(few[0].device) for name, part in load_file(file).items()}
-    words, taps, labels = listener.words, kept["taps"], kept["labels"]
+    taps, labels = kept["taps"], kept["labels"]
     maps, shares = Maps(words, taps, labels), label_shares(labels).cpu().numpy()
 
     processes().share(maps.parameters())
@@ -213,6 +221,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="working folder: samples, log, state")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--letters", type=Path, help="state of the letters stage to put into the encoder first")
+    parser.add_argument("--vectors", type=Path, help="what the stage *vectors* learned, instead of the labels' words")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(processes().rank)
@@ -222,7 +231,7 @@ def main() -> None:
     processor = Processor.load(args.model, model.config.audio.n_mels)
     model.audio_encoder.letter_head = model.audio_encoder.piece_head = None  # what they say is not needed here
     state = args.out / f"{args.recipe.stem}.safetensors"
-    train(model, processor, json.loads(args.recipe.read_text()), args.data, state, args.resume)
+    train(model, processor, json.loads(args.recipe.read_text()), args.data, state, args.resume, args.vectors)
 
 
 if __name__ == "__main__":

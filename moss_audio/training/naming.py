@@ -5,10 +5,13 @@ Audio frames that look like them are read as words at once. Knows labels, scenes
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 
 from moss_audio.config import FRAMES_PER_SECOND
@@ -23,6 +26,12 @@ SILENCE = "silence"
 
 SHARPNESS = 20.0
 """Scale of the cosines that the cross-entropy sees."""
+
+CLOSENESS = 0.3
+"""Weight of the distance to a name's target."""
+
+QUIETNESS = 12.0
+"""The same for what stays unsaid: little must be put where people speak, or transcripts get worse."""
 
 
 def names_of(world: World) -> list[str]:
@@ -63,32 +72,48 @@ def label_states(model: AudioLM, processor: Processor, names: Sequence[str], n_l
 
 
 class Words:
-    """What the frames are to look like: `states [K, labels, D]` of all `names`, taken apart from their centre."""
+    """What is to be put into the frames: `targets [K, labels, D]` for all `names`; a name without any stays unsaid."""
 
-    def __init__(self, names: Sequence[str], states: Tensor) -> None:
-        self.names, self.index = list(names), {name: i for i, name in enumerate(names)}
-        self.centre = states.mean(1, keepdim=True)
-        self.directions = F.normalize(states - self.centre, dim=-1)
-        self.size = (states - self.centre).norm(dim=-1).mean(1)
+    def __init__(self, names: Sequence[str], targets: Tensor) -> None:
+        self.names, self.index, self.targets = list(names), {name: i for i, name in enumerate(names)}, targets
+        self.directions, sizes = F.normalize(targets, dim=-1), targets.norm(dim=-1)
+        self.said = sizes.sum(0) > 0
+        self.size = sizes[:, self.said].mean(1)
 
     @classmethod
     def of(cls, model: AudioLM, processor: Processor, world: World) -> Words:
         """The words for everything that scenes of `world` hold, as `model` has them now."""
         names = names_of(world)
-        return cls(names, label_states(model, processor, names, len(model.config.audio.taps)))
+        states = label_states(model, processor, names, len(model.config.audio.taps))
+        states = states - states.mean(1, keepdim=True)
+        return cls(names, F.normalize(states, dim=-1) * states.norm(dim=-1).mean(1)[:, None, None])
+
+    @classmethod
+    def learned(cls, file: Path, world: World, device: torch.device) -> Words:
+        """The vectors that the stage *vectors* left in `file`."""
+        names = names_of(world)
+        with safe_open(file, framework="pt") as state:
+            labels, vectors = json.loads(state.metadata()["labels"]), state.get_tensor("vectors").to(device)
+        targets = vectors.new_zeros(len(vectors), len(names), vectors.shape[-1])
+        rows = [i for i, label in enumerate(labels) if label in names]
+        targets[:, [names.index(labels[i]) for i in rows]] = vectors[:, rows]
+        return cls(names, targets)
 
     def logits(self, heard: Tensor) -> Tensor:
-        """Scaled cosines `[K, S, labels]` of states `[K, S, D]` without their centre."""
+        """Scaled cosines `[K, S, labels]` of states `[K, S, D]`."""
         return SHARPNESS * torch.einsum("ksd,kld->ksl", F.normalize(heard, dim=-1), self.directions)
 
     def loss(self, heard: Tensor, labels: Tensor) -> Tensor:
-        """How far the states `[K, N, D]` of whole sounds, about the centre, are from those of their `labels [N]`."""
-        logits = self.logits(heard)
-        want = self.directions[:, labels] * self.size[:, None, None]
-        distance = ((heard - want).square().sum(-1) / self.size[:, None].square()).mean()
-        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)))
-        return each + F.cross_entropy(logits.mean(0), labels) + 0.05 * distance
+        """How far the states `[K, N, D]` that whole sounds get are from the targets of their `labels [N]`."""
+        said, missed = self.said[labels], (heard - self.targets[:, labels]).square().sum(-1)
+        weights = torch.where(said, CLOSENESS, QUIETNESS)
+        distance = (weights * missed / self.size[:, None].square()).mean()
+        if not said.any():
+            return distance
+        logits, right = self.logits(heard[:, said]).masked_fill(~self.said, -torch.inf), labels[said]
+        each = F.cross_entropy(logits.flatten(0, 1), right.repeat(len(logits)))
+        return each + F.cross_entropy(logits.mean(0), right) + distance
 
     def nearest(self, heard: Tensor) -> Tensor:
-        """The names `[N]` that states `[K, N, D]` about the centre are nearest to, all layers together."""
-        return self.logits(heard).sum(0).argmax(-1)
+        """The names `[N]` that states `[K, N, D]` are nearest to, all layers together."""
+        return self.logits(heard).sum(0).masked_fill(~self.said, -torch.inf).argmax(-1)
