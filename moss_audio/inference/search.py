@@ -33,9 +33,6 @@ LEAST_DEAF = -12.0
 ORDINARY_DEAF = -5.0
 """What it gives a token on average, and at least to one that a bias speaks for."""
 
-HOPELESS = 4.0
-"""Nats behind the best text at which one is given up: hardly any comes back, and each costs a row of every pass."""
-
 CANDIDATES = 16
 """Tokens that the language model may propose after each text; the letters' own next token comes on top."""
 
@@ -73,8 +70,7 @@ def beam_search(
 
     The score of a text is the sum of its log-probabilities, less `LETTERS_WEIGHT` times the cheapest way through the
     letters, plus `PROGRESS` for every slot behind it, plus `DEAF_WEIGHT` times the log-probabilities of the same text
-    as an answer to nothing; ending costs what is left of the letters. At most `n_beams` are under way, fewer where the
-    best is far ahead. Events are those of `generate`.
+    as an answer to nothing; ending costs what is left of the letters. Events are those of `generate`.
     """
     budget = min(max_new_tokens, room(backend, inputs))
     ends, text, shown = stop_ids(tokenizer), tokenizer.stream(), 0
@@ -96,7 +92,6 @@ def beam_search(
             else:
                 grown.append((after, parent))
         grown = sorted(grown, key=lambda pair: -pair[0].score)[:n_beams]
-        grown = [pair for pair in grown if pair[0].score >= grown[0][0].score - HOPELESS]
         finished = sorted(finished, key=lambda done: -done.score)[:1]
         if finished and (not grown or finished[0].score >= grown[0][0].score):
             reason = "stop"
