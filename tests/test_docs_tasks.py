@@ -60,7 +60,7 @@ def test_measures_of_music_are_those_of_the_page(one_load):
     for command, output in EXAMPLES:
         measures = [line for line in output.splitlines() if line.endswith("| signal |")]
         assert [line for line in printed(command).splitlines() if line.endswith("| signal |")] == measures
-    assert "| key         | C major   | signal |" in PAGE
+    assert re.search(r"\| key +\| C major +\| signal \|", PAGE)
 
 
 def test_hotwords_change_the_transcript_for_the_better(one_load):
