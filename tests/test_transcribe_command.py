@@ -159,7 +159,7 @@ def test_who_watches_sees_how_long_it_takes(says, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["transcribe", str(write_wav(tmp_path / "long.wav", 70))]) == 0
     lines = capsys.readouterr().err.replace("\033[K", "").split("\r")
-    assert re.fullmatch(r"0:2\d of 1:10, 1 windows, 0:\d\d left", lines[1])
+    assert re.fullmatch(r"\[#{7,10} {14,17}\] 0:2\d of 1:10, 0:\d\d left", lines[1])
     assert len(lines) == 4 and lines[-1] == ""
 
 

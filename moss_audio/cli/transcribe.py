@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _SHAPE = ("line_length", "lines", "characters_per_second", "min_seconds")
 """Options that are fields of `SubtitleShape`."""
 
+BAR_WIDTH = 24
+
 
 def add(commands: Commands) -> None:
     """Declare the command."""
@@ -207,9 +209,12 @@ def _show(progress: Progress) -> None:
     is_last = progress.total is not None and progress.seconds > progress.total - 0.5
     if not sys.stderr.isatty() or (is_last and progress.windows == 1):
         return
-    total = f" of {_clock(progress.total)}" if progress.total else ""
+    bar, total = "", ""
+    if progress.total:
+        done = round(BAR_WIDTH * min(1.0, progress.seconds / progress.total))
+        bar, total = f"[{'#' * done:<{BAR_WIDTH}}] ", f" of {_clock(progress.total)}"
     left = f", {_clock(progress.seconds_left)} left" if progress.seconds_left is not None else ""
-    line = "" if is_last else f"{_clock(progress.seconds)}{total}, {progress.windows} windows{left}"
+    line = "" if is_last else f"{bar}{_clock(progress.seconds)}{total}{left}"
     print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)
 
 
