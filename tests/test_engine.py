@@ -217,19 +217,25 @@ WORDS = [word for _ in range(20) for word in "abc def ghi jkl mno pqr stu vwx yz
 """No letter twice in neighbours, so that half a word at the edge of a window is never taken for another."""
 
 
-def spoken_on_and_on(samples: np.ndarray, after: int = 0) -> MossAudio:
-    """A model that hears WORDS without a pause and of each window writes those that are whole in it."""
+def spoken_on_and_on(samples: np.ndarray, after: int = 0, letters: bool = True) -> MossAudio:
+    """A model that hears WORDS without a pause and of each window writes those that are whole in it.
+
+    Without `letters` it puts time stamps around each of them.
+    """
     head = letter_head(" ".join(WORDS), lead=0)
     owner = np.repeat([i for i, word in enumerate(WORDS) for _ in f"{word} "][:-1], 4)  # of each frame
-    parts = list(windows(samples, everybody, seconds=16.0, overlap=0.5))
+    parts = list(windows(samples, everybody, seconds=16.0 if letters else 30.0, overlap=0.5))
     spans = [(round(50 * (w.start - w.lead)), round(50 * (w.end + w.tail))) for w in parts][after:]
     answers = []
     for begin, end in spans:
         inside = owner[begin:end]
         whole = [i for i in np.unique(inside) if np.count_nonzero(inside == i) >= 4 * len(WORDS[i])]
-        answers.append(" ".join(WORDS[i] for i in whole))
+        stamps = [[(begin + n) / 50 - begin / 50 for n in (i, j + 1)] for i, j in
+                  (np.flatnonzero(inside == i)[[0, -1]] for i in whole)]  # fmt: skip
+        stamped = "".join(f"[{a:.2f}]{WORDS[i]}[{b:.2f}]" for i, (a, b) in zip(whole, stamps, strict=True))
+        answers.append(" ".join(WORDS[i] for i in whole) if letters else stamped)
     heads = iter([head[begin:end] for begin, end in spans])
-    backend = FakeBackend(scripted(*answers), letter_logprobs=lambda mels: next(heads))
+    backend = FakeBackend(scripted(*answers), letter_logprobs=(lambda mels: next(heads)) if letters else None)
     return MossAudio(backend, FakeProcessor(), everybody)  # type: ignore[arg-type]
 
 
@@ -238,22 +244,24 @@ def everybody(samples):
     return iter([1.0] * (-(-len(samples) // 512)))
 
 
+@pytest.mark.parametrize("letters", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_no_word_is_lost_or_doubled_where_nobody_pauses(seed):
+def test_no_word_is_lost_or_doubled_where_nobody_pauses(seed, letters):
     n_samples = len(letter_head(" ".join(WORDS), lead=0)) * 320
     samples = np.random.default_rng(seed).normal(0, 0.1, n_samples).astype(np.float32)
     passages = []
-    whole = spoken_on_and_on(samples).transcribe(
+    whole = spoken_on_and_on(samples, letters=letters).transcribe(
         samples, params=SamplingParams(), progress=lambda p: passages.append(p.passage)
     )
-    assert len(passages) >= 4 and [p.overlap for p in passages] == [0.5] * (len(passages) - 1) + [0.0]
+    assert len(passages) >= (4 if letters else 2)
+    assert [p.overlap for p in passages] == [0.5] * (len(passages) - 1) + [0.0]
     assert whole.text.split() == WORDS == [word.text for s in whole.segments for word in s.words]
     times = [time for s in whole.segments for word in s.words for time in (word.start, word.end)]
     assert times == sorted(times)
     for passage in passages:
-        assert all(passage.start <= s.start < s.end <= passage.end + 1e-3 for s in passage.segments)
+        assert all(passage.start - 1e-3 < s.start < s.end < passage.end + 1e-3 for s in passage.segments)
     assert whole.usage.audio_seconds == pytest.approx(n_samples / 16_000, abs=0.05)  # a frame a window
-    rest = spoken_on_and_on(samples, after=2).transcribe(samples, params=SamplingParams(), done=passages[:2])
+    rest = spoken_on_and_on(samples, 1, letters).transcribe(samples, params=SamplingParams(), done=passages[:1])
     assert rest.text == whole.text and rest.segments == whole.segments
 
 

@@ -171,9 +171,9 @@ class MossAudio:
         """
         params, cancelled = params or TRANSCRIPT_PARAMS, cancelled or _never
         timed: Times = "words" if words else "sentences"
-        overlap = OVERLAP_SECONDS if self.backend.config.audio.letters else 0.0
         after = done[-1] if done else None
-        for heard in self._windows(audio, cancelled, hotwords, params, timed=timed, after=after, overlap=overlap):
+        shared = OVERLAP_SECONDS
+        for heard in self._windows(audio, cancelled, hotwords, params, timed=timed, after=after, overlap=shared):
             yield compose(self.backend, self.tokenizer, heard, params, cancelled)
 
     def ask(

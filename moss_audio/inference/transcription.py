@@ -107,7 +107,10 @@ def hear(
     if quiet or (voice is not None and not is_spoken(samples, voice)):
         return Heard(window.start, window.duration, None, tail=window.tail)
     letters = backend.config.audio.letters
-    timed = None if letters else timed
+    if letters:
+        timed = None
+    elif timed is not None and (window.lead or window.tail):
+        timed = "words"  # so that each can be left to the window that it belongs to
     question, _ = TIMED[timed]
     prompt = listen(backend, processor, [samples], question if letters else with_hotwords(question, hotwords))
     logprobs = prompt.audio.letter_logprobs
@@ -203,22 +206,28 @@ def _own(words: Sequence[Word], heard: Heard) -> tuple[Word, ...]:
 def locate(text: str, heard: Heard, letters: str) -> tuple[Segment, ...]:
     """Sentences of a window's `text` with absolute times: those of the letter head, or of the stamps in the text.
 
-    Where there are neither, one segment over the window. What the letter head places with a neighbour is left to it.
+    Where there are neither, one segment over the window. What has its place in a neighbour is left to it.
     """
     words: tuple[Word, ...] = ()
+    stamped: tuple[Segment, ...] = ()
     if text and heard.prompt is not None and heard.prompt.audio.letter_logprobs is not None:
         aligned = forced_alignment(heard.prompt.audio.letter_logprobs, text, letters)
         words = _own(aligned, heard)
         if aligned and not words:
             return ()
     elif heard.timed == "words":
-        pieces = parse_timestamped(text, heard.duration)
-        if not any(" " in piece.text for piece in pieces):  # else the model stamped sentences after all
-            words = tuple(Word(piece.text, piece.start, piece.end) for piece in pieces)
+        pieces = parse_timestamped(text, heard.lead + heard.duration + heard.tail)
+        own = _own([Word(piece.text, piece.start, piece.end) for piece in pieces], heard)
+        if pieces and not own:
+            return ()
+        if any(" " in piece.text for piece in pieces):  # the model stamped sentences after all
+            stamped = tuple(Segment(word.start, word.end, word.text) for word in own)
+        else:
+            words = own
     if words:
         placed = with_length([(word.start, word.end) for word in words], heard.duration, False, MIN_WORD_SECONDS)
         words = tuple(Word(word.text, *span) for word, span in zip(words, placed, strict=True))
-    segments = group_words(words) or parse_timestamped(text, heard.duration)
+    segments = group_words(words) or stamped or parse_timestamped(text, heard.duration)
     if not segments:
         return ()
     spans = with_length([(segment.start, segment.end) for segment in segments], heard.duration, overlaps=False)
