@@ -80,7 +80,11 @@ def test_neighbours_share_what_is_around_a_cut_that_no_pause_allowed(pauses, len
     for i, (before, after) in enumerate(pairwise(found)):
         assert before.end == pytest.approx(after.start) and before.tail == after.lead
         in_pause = any(pause <= before.end <= pause + 0.55 for pause in pauses)
-        assert before.tail == (0.0 if in_pause else overlap)
+        thirds = [before.start + 8 / 3 * n for n in (1, 2)]  # where a cut is looked for, of 8 s
+        room = max((min(p + 0.5, at + 8 / 3) - max(p, at) for p in pauses for at in thirds), default=0.0)
+        assert in_pause or before.tail == overlap
+        if abs(room - 0.3) > 0.04:  # by more than a chunk of the detector
+            assert before.tail == (0.0 if room > 0.3 else overlap)
         rest = list(windows(clock, voice, before.end, 10.0, overlap=overlap, lead=before.tail))
         assert [(w.start, len(w.samples), w.lead, w.tail) for w in rest] == [
             (w.start, len(w.samples), w.lead, w.tail) for w in found[i + 1 :]
