@@ -52,8 +52,9 @@ _TOLERANT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__
 _MAX_AMPLITUDE = 1e6
 """Full scale is 1, and 32768 in float files written carelessly; squares of what is far beyond overflow the mel."""
 
-
 _NEVER_QUICKTIME = (b"RIFF", b"fLaC", b"OggS", b"\x1aE\xdf\xa3")
+"""Beginnings of files in which no compressed header needs to be looked for."""
+
 _COMPRESSED_HEADER, _COMPRESSED_BYTES = re.compile(rb"cmov.{4}dcomzlib", re.DOTALL), 16
 
 

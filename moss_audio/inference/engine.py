@@ -172,8 +172,10 @@ class MossAudio:
         params, cancelled = params or TRANSCRIPT_PARAMS, cancelled or _never
         timed: Times = "words" if words else "sentences"
         after = done[-1] if done else None
-        shared = OVERLAP_SECONDS
-        for heard in self._windows(audio, cancelled, hotwords, params, timed=timed, after=after, overlap=shared):
+        heard_windows = self._windows(
+            audio, cancelled, hotwords, params, timed=timed, after=after, overlap=OVERLAP_SECONDS
+        )
+        for heard in heard_windows:
             yield compose(self.backend, self.tokenizer, heard, params, cancelled)
 
     def ask(

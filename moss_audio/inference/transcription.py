@@ -208,22 +208,19 @@ def locate(text: str, heard: Heard, letters: str) -> tuple[Segment, ...]:
 
     Where there are neither, one segment over the window. What has its place in a neighbour is left to it.
     """
-    words: tuple[Word, ...] = ()
-    stamped: tuple[Segment, ...] = ()
+    found: Sequence[Word] = ()
     if text and heard.prompt is not None and heard.prompt.audio.letter_logprobs is not None:
-        aligned = forced_alignment(heard.prompt.audio.letter_logprobs, text, letters)
-        words = _own(aligned, heard)
-        if aligned and not words:
-            return ()
+        found = forced_alignment(heard.prompt.audio.letter_logprobs, text, letters)
     elif heard.timed == "words":
         pieces = parse_timestamped(text, heard.lead + heard.duration + heard.tail)
-        own = _own([Word(piece.text, piece.start, piece.end) for piece in pieces], heard)
-        if pieces and not own:
-            return ()
-        if any(" " in piece.text for piece in pieces):  # the model stamped sentences after all
-            stamped = tuple(Segment(word.start, word.end, word.text) for word in own)
-        else:
-            words = own
+        found = [Word(piece.text, piece.start, piece.end) for piece in pieces]
+    words = _own(found, heard)
+    stamped: tuple[Segment, ...] = ()
+    if found and not words:
+        return ()
+    if any(" " in word.text for word in found):  # the model stamped sentences after all
+        stamped = tuple(Segment(word.start, word.end, word.text) for word in words)
+        words = ()
     if words:
         placed = with_length([(word.start, word.end) for word in words], heard.duration, False, MIN_WORD_SECONDS)
         words = tuple(Word(word.text, *span) for word, span in zip(words, placed, strict=True))

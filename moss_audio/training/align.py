@@ -7,8 +7,6 @@ The encoder is frozen; adapter, mergers and language model train on clips and on
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from moss_audio.model.audio_lm import AudioLM, cut
 from moss_audio.model.encoder import EncoderOutput
 from moss_audio.processor import Inputs, Processor, collate
 from moss_audio.prompts import SPELLED, TRANSCRIBE
-from moss_audio.training import adapting, conversations
+from moss_audio.training import adapting, conversations, stage
 from moss_audio.training.augment import augment
 from moss_audio.training.examples import Chats, Example, Feed, Scenes, Sentences, Source, Texts
 from moss_audio.training.feed import Background
@@ -244,27 +242,16 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Teach the language model to read what the encoder hears.")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("data", type=Path, help="folder that the recipe's manifests and texts are in")
-    parser.add_argument("out", type=Path, help="working folder: mels, log, state")
-    parser.add_argument("--model", type=Path, required=True, help="model folder to start from")
-    parser.add_argument("--letters", type=Path, help="state of the letters stage to put into the encoder first")
+    parser = stage.arguments("Teach the language model to read what the encoder hears.")
     parser.add_argument("--start", type=Path, nargs="+", default=(), help="states of earlier stages, put in in order")
-    parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
-    torch.manual_seed(processes().rank)
-    model = AudioLM.load(args.model, device=processes().device)
-    processor = Processor.load(args.model, model.config.audio.n_mels)
-    if args.letters:
-        load_weights(args.letters, model.audio_encoder)
-    recipe = json.loads(args.recipe.read_text())
+    recipe, state = stage.begin(args)
+    model, processor = stage.load(args)
     if recipe.get("initialise_adapter"):
         initialise_adapter(model, processor)
     for start in args.start:
         load_weights(start, model)
     adapting.begin(model, recipe)
-    state = args.out / f"{args.recipe.stem}.safetensors"
     train(model, processor, recipe, args.data, state, args.resume)
     adapting.end(model, state)
 

@@ -8,8 +8,6 @@ least. A decoder learns to read the label's states as words; the learned vectors
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,9 +23,10 @@ from moss_audio.audio import SAMPLE_RATE, audio_frames, log_mel
 from moss_audio.model.audio_lm import AudioLM
 from moss_audio.model.decoder import GatedMLP
 from moss_audio.processor import Processor
+from moss_audio.training import stage
 from moss_audio.training.feed import Background
 from moss_audio.training.letters import heard
-from moss_audio.training.loop import Plan, fit, load_weights
+from moss_audio.training.loop import Plan, fit
 from moss_audio.training.naming import SILENCE, Words, frame_names
 from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
@@ -215,23 +214,13 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Teach the mergers to put words for sounds into the decoder.")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path, help="working folder: samples, log, state")
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--letters", type=Path, help="state of the letters stage to put into the encoder first")
+    parser = stage.arguments("Teach the mergers to put words for sounds into the decoder.")
     parser.add_argument("--vectors", type=Path, help="what the stage *vectors* learned, instead of the labels' words")
-    parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
-    torch.manual_seed(processes().rank)
-    model = AudioLM.load(args.model, device=processes().device)
-    if args.letters:
-        load_weights(args.letters, model.audio_encoder)
-    processor = Processor.load(args.model, model.config.audio.n_mels)
+    recipe, state = stage.begin(args)
+    model, processor = stage.load(args)
     model.audio_encoder.letter_head = model.audio_encoder.piece_head = None  # what they say is not needed here
-    state = args.out / f"{args.recipe.stem}.safetensors"
-    train(model, processor, json.loads(args.recipe.read_text()), args.data, state, args.resume, args.vectors)
+    train(model, processor, recipe, args.data, state, args.resume, args.vectors)
 
 
 if __name__ == "__main__":

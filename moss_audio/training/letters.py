@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from moss_audio.data.manifest import MelStore
 from moss_audio.evaluation.metrics import ErrorRate
 from moss_audio.model.audio_lm import AudioLM, cut
 from moss_audio.model.encoder import Encoder, EncoderOutput
+from moss_audio.training import stage
 from moss_audio.training.examples import Feed, Source
 from moss_audio.training.feed import Background
 from moss_audio.training.loop import Plan, compile_layers, fit, load_weights
@@ -127,23 +126,17 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the letter head and the encoder's upper layers.")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("data", type=Path, help="folder that the recipe's manifests are in")
-    parser.add_argument("out", type=Path, help="working folder: mels, log, state")
-    parser.add_argument("--model", type=Path, required=True, help="model folder to start from")
+    parser = stage.arguments("Train the letter head and the encoder's upper layers.", letters=False)
     parser.add_argument("--start", type=Path, help="state of an earlier run of this stage to start from")
     parser.add_argument("--aligner", type=Path, help="model whose letter head finds words to exchange; default: MODEL")
-    parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
-    torch.manual_seed(processes().rank)
+    recipe, state = stage.begin(args)
     encoder = AudioLM.load(args.model, device=processes().device).audio_encoder
     speller = PieceSpeller(args.model) if encoder.config.n_pieces else None
     aligner = AudioLM.load(args.aligner, device=processes().device).audio_encoder if args.aligner else None
     if args.start:
         load_weights(args.start, encoder)
-    state = args.out / f"{args.recipe.stem}.safetensors"
-    train(encoder, json.loads(args.recipe.read_text()), args.data, state, args.resume, speller, aligner)
+    train(encoder, recipe, args.data, state, args.resume, speller, aligner)
 
 
 if __name__ == "__main__":

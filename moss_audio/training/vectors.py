@@ -7,7 +7,6 @@ to these vectors (`--vectors`), so a language model that is as it was reads soun
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -28,8 +27,9 @@ from moss_audio.data.scene import Event, Scene, active_span
 from moss_audio.messages import Message
 from moss_audio.model.audio_lm import AudioLM, EncodedAudio
 from moss_audio.processor import Processor, collate
+from moss_audio.training import stage
 from moss_audio.training.align import Reader
-from moss_audio.training.loop import Plan, fit, load_weights
+from moss_audio.training.loop import Plan, fit
 from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
 from moss_audio.training.scenes import World
@@ -203,21 +203,9 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Learn what the language model would read as the names of sounds.")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path, help="working folder: samples, log, state")
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--letters", type=Path, help="state of the letters stage to put into the encoder first")
-    parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
-    torch.manual_seed(processes().rank)
-    model = AudioLM.load(args.model, device=processes().device)
-    if args.letters:
-        load_weights(args.letters, model.audio_encoder)
-    processor = Processor.load(args.model, model.config.audio.n_mels)
-    state = args.out / f"{args.recipe.stem}.safetensors"
-    train(model, processor, json.loads(args.recipe.read_text()), args.data, state, args.resume)
+    args = stage.arguments("Learn what the language model would read as the names of sounds.").parse_args()
+    recipe, state = stage.begin(args)
+    train(*stage.load(args), recipe, args.data, state, args.resume)
 
 
 if __name__ == "__main__":
