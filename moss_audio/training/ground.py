@@ -1,9 +1,9 @@
-"""Stage *ground*: the mergers learn to put into the decoder's first layers what a word for the sound would put there.
+"""Stage *ground*: the mergers learn to tell the decoder's first layers, frame by frame, what is heard.
 
 `python -m moss_audio.training.ground RECIPE DATA OUT --model FOLDER [--letters STATE] [--vectors FILE] [--resume]`.
-Neither the encoder nor the language model is trained: a linear map a tap is fitted from the mean of a sound's taps to
-the hidden states of its label, or to what the stage *vectors* learned, and put into hidden units of the mergers that do
-least. A decoder learns to read the label's states as words; the learned vectors it reads as it is.
+Neither the encoder nor the language model is trained. A hidden unit a label and tap learns to be active where the label
+is true, and adds to the frame what a word for it would put there, which a decoder has to learn to read; or what the
+stage *vectors* learned, which one reads as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moss_audio.audio import SAMPLE_RATE, audio_frames, log_mel
+from moss_audio.config import FRAMES_PER_SECOND
+from moss_audio.data.scene import Pool, Scene
 from moss_audio.model.audio_lm import AudioLM
 from moss_audio.model.decoder import GatedMLP
 from moss_audio.processor import Processor
@@ -27,136 +29,263 @@ from moss_audio.training import stage
 from moss_audio.training.feed import Background
 from moss_audio.training.letters import heard
 from moss_audio.training.loop import Plan, fit
-from moss_audio.training.naming import SILENCE, Words, frame_names
+from moss_audio.training.naming import Words, attributes, kinds_of
 from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
-from moss_audio.training.scenes import World
+from moss_audio.training.scenes import World, label_of
 
-Labelled = tuple[np.ndarray, list[list[str]]]
-"""A mel `[n_mels, F]` and the names of what sounds in each of its audio frames."""
-
-BATCH = 16
+BATCH = 12
 """Clips that the encoder hears at a time."""
 
-GATE = 4.0
-"""What the gates of linear units see; their SiLU is nearly straight there."""
+FRAMES = 16
+"""Frames of a sound that are kept, spread over it."""
+
+LONGEST = 9.0
+"""Seconds of a recording that are heard."""
+
+SHARP = 20.0
+"""What the units' SiLU sees of z, so that it is nearly max(0, z): a hundred labels a little below zero add up."""
+
+LEAK = 0.1
+"""Slope of what the cross-entropy sees below zero, where the units themselves have none."""
+
+CONTRAST = 6.0
+"""Scale of the amounts that the cross-entropy sees."""
+
+CLOSENESS = 0.6
+"""Weight of the squared distance to what is true in a frame."""
+
+ELSEWHERE = 0.5
+"""Weight of what is said and is not true: many labels, a little of each, drown the one that is."""
+
+QUIETNESS = 2.0
+"""How much more both weigh in voices and in silence: what is put there is in the way of words."""
+
+UNNAMED = 0.15
+"""How often a clip of which nothing is true comes, beside one of a label with one clip."""
+
+
+class Sound(NamedTuple):
+    """A mel `[n_mels, F]` in which `labels` are true from `start` to `end` seconds."""
+
+    mel: np.ndarray
+    labels: tuple[str, ...]
+    start: float
+    end: float
+
+
+def sound_of(scene: Scene, n_mels: int) -> Sound:
+    """The first event of a scene; a scene without any is nothing from end to end."""
+    mel = log_mel(scene.samples, n_mels)
+    if not scene.events:
+        return Sound(mel, (), 0.0, scene.seconds)
+    event = scene.events[0]
+    return Sound(mel, attributes(event.kind, event.label, event.truth), event.start, event.end)
 
 
 class Scenes:
-    """Batches of scenes as mels with the names of their frames."""
+    """Batches of scenes of one event."""
 
-    def __init__(self, world: World, n_mels: int, batch: int) -> None:
-        self.world, self.n_mels, self.batch = world, n_mels, batch
+    def __init__(self, world: World, n_mels: int) -> None:
+        self.world, self.n_mels = world, n_mels
 
-    def next(self, rng: np.random.Generator) -> list[Labelled]:
+    def next(self, rng: np.random.Generator) -> list[Sound]:
         """One batch."""
-        drawn = (self.world.draw(rng)[1] for _ in range(self.batch))
-        return [(log_mel(scene.samples, self.n_mels), frame_names(scene)) for scene in drawn]
+        return [sound_of(self.world.draw(rng)[1], self.n_mels) for _ in range(BATCH)]
 
 
-def recordings(world: World, n_mels: int, longest: float = 10.0) -> Iterator[Labelled]:
-    """Every sound as it was recorded, up to its first `longest` seconds."""
-    for pool, _ in world.sounds:
-        for label in pool.labels:
-            for i in pool.by_label[label]:
-                mel = log_mel(pool.store[i][: int(longest * SAMPLE_RATE)], n_mels)
-                yield mel, [[label]] * audio_frames(mel.shape[1])
+def recordings(pools: Sequence[Pool], n_mels: int) -> Iterator[Sound]:
+    """Every clip as it was recorded, the short ones first."""
+    clips = [(own.store, own.kind, i) for own in pools for rows in own.by_label.values() for i in rows]
+    for store, kind, i in sorted(clips, key=lambda clip: int(clip[0].lengths[clip[2]])):
+        samples, truth = store[i][: int(LONGEST * SAMPLE_RATE)], store.rows[i]
+        labels = attributes(kind, label_of(truth), truth)
+        yield Sound(log_mel(samples, n_mels), labels, 0.0, len(samples) / SAMPLE_RATE)
+
+
+class Kept(NamedTuple):
+    """What was heard of N sounds: `taps [N, K, FRAMES, C]`, the `weights [N, FRAMES]` of the frames that there are,
+    and which of L labels are true, `labels [N, L]`."""
+
+    taps: Tensor
+    weights: Tensor
+    labels: Tensor
 
 
 class Listener:
-    """The frozen encoder: what its taps are on average while something sounds."""
+    """The frozen encoder: what its taps are while something sounds."""
 
     def __init__(self, model: AudioLM, words: Words) -> None:
         self.model, self.words = model, words
+        self.device = words.targets.device
 
     @torch.no_grad()
     def taps(self, mels: Sequence[np.ndarray]) -> list[Tensor]:
         """Stacked taps `[K, S, C]` of every clip."""
-        with autocast(self.words.targets.device):
+        with autocast(self.device):
             taps = self.model.stacked_taps(heard(self.model.audio_encoder, mels)).float()
         return list(taps.split([audio_frames(mel.shape[1]) for mel in mels], dim=1))
 
-    def pooled(self, batch: Sequence[Labelled]) -> Iterator[tuple[Tensor, int]]:
-        """The mean of the taps `[K, C]` over the frames of every sound, silence where there is none, and its name."""
-        for taps, (_, frames) in zip(self.taps([mel for mel, _ in batch]), batch, strict=True):
-            names = [frames[min(i, len(frames) - 1)] for i in range(taps.shape[1])]
-            sounding = {name for here in names for name in here} - {SILENCE} or {SILENCE}
-            for name in sorted(sounding):
-                where = torch.tensor([name in here for here in names], device=taps.device)
-                yield taps[:, where].mean(1), self.words.index[name]
+    def kept(self, sounds: Sequence[Sound]) -> Kept:
+        """Frames of every sound, in half precision."""
+        taps = self.taps([sound.mel for sound in sounds])
+        shape = (len(sounds), len(taps[0]), FRAMES, taps[0].shape[-1])
+        frames, weights = torch.zeros(shape, dtype=torch.float16), torch.zeros(len(sounds), FRAMES)
+        labels = torch.zeros(len(sounds), len(self.words.names))
+        for i, (own, sound) in enumerate(zip(taps, sounds, strict=True)):
+            first = min(int(sound.start * FRAMES_PER_SECOND), own.shape[1] - 1)
+            last = max(first, min(int(sound.end * FRAMES_PER_SECOND), own.shape[1] - 1))
+            where = np.linspace(first, last, min(FRAMES, last - first + 1)).round().astype(int)
+            frames[i, :, : len(where)], weights[i, : len(where)] = own[:, where].half(), 1 / len(where)
+            labels[i, [self.words.index[label] for label in sound.labels if label in self.words.index]] = 1
+        return Kept(frames, weights, labels)
 
 
-class Maps(nn.Module):
-    """Linear maps from pooled taps `[N, K, C]` to the targets `[K, N, D]` of their names."""
+class Detectors(nn.Module):
+    """Hidden units of the mergers, one a label and tap: how much of the label is heard in a frame.
+
+    Linear in the taps, as gates are: `one`, the taps along their mean, stands for the constant that a merger lacks.
+    """
 
     mean: Tensor
     spread: Tensor
-    bias: Tensor
+    one: Tensor
 
-    def __init__(self, words: Words, taps: Tensor, labels: Tensor, ridge: float = 0.1) -> None:
-        """Begin with ridge regression to the states of the labels, rare ones counted up by the root of their number."""
+    def __init__(self, mean: Tensor, spread: Tensor, n_labels: int) -> None:
+        """For taps of `mean [K, C]` and `spread [K, C]`."""
         super().__init__()
-        self.register_buffer("mean", taps.mean(0))
-        self.register_buffer("spread", taps.std(0) + 1e-4)
-        shares = label_shares(labels).float()
-        x, targets = ((taps - self.mean) / self.spread).transpose(0, 1), words.targets[:, labels]
-        bias = (targets * shares[:, None]).sum(1)
-        products = x.transpose(1, 2) @ (x * shares[:, None]) + ridge * torch.eye(x.shape[-1], device=x.device)
-        weight = torch.linalg.solve(products, x.transpose(1, 2) @ ((targets - bias[:, None]) * shares[:, None]))
-        self.weight = nn.Parameter(weight)
-        self.register_buffer("bias", bias)
+        self.register_buffer("mean", mean)
+        self.register_buffer("spread", spread)
+        self.register_buffer("one", mean / mean.square().sum(-1, keepdim=True))
+        self.weight = nn.Parameter(torch.zeros(*mean.shape, n_labels))
+        self.bias = nn.Parameter(torch.zeros(len(mean), n_labels))
 
-    def forward(self, taps: Tensor, dropout: float = 0.0) -> Tensor:
-        x = F.dropout((taps - self.mean) / self.spread, dropout)
-        return torch.einsum("nkc,kcd->knd", x, self.weight) + self.bias[:, None]
+    def forward(self, taps: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+        """What the units' gates see and what they say, `[N, K, F, L]`, of frames `[N, K, F, C]`; 1 says: it is true.
 
+        A feature that drops out is missing in all frames of a sound.
+        """
+        one = torch.einsum("nkfc,kc->nkf", taps, self.one)[..., None]
+        x = (taps - one * self.mean[:, None]) / self.spread[:, None]
+        x = x * F.dropout(torch.ones_like(x[:, :, :1]), dropout)
+        z = torch.einsum("nkfc,kcl->nkfl", x, self.weight) + one * self.bias[:, None]
+        return z, F.silu(SHARP * z) / SHARP * one
 
-def label_shares(labels: Tensor) -> Tensor:
-    """Chances `[N]` to draw each sound: a label comes by the root of its number."""
-    shares = labels.bincount()[labels].double().rsqrt()
-    return shares / shares.sum()
+    def gates(self) -> Tensor:
+        """The weights `[K, L, C]` of the units' gates."""
+        weight = self.weight / self.spread[..., None]
+        constant = self.bias - torch.einsum("kc,kcl->kl", self.mean, weight)
+        return SHARP * (weight.transpose(1, 2) + constant[..., None] * self.one[:, None])
+
+    def loss(self, kept: Kept, words: Words, dropout: float) -> Tensor:
+        """How far the units are from telling what is true of sounds.
+
+        Among the labels of a kind the true one should win, in every tap and in all together; in a frame it should be
+        said once, and the others not at all.
+        """
+        z, amounts = self(kept.taps.float(), dropout)
+        seen = torch.einsum("nkfl,nf->nkl", F.leaky_relu(z, LEAK), kept.weights)
+        quiet, total = kept.labels.sum(1) == 0, z.new_zeros(())
+        for kind, here in words.spans.items():
+            known = kept.labels[:, here].sum(1) > 0
+            if kind == "gender":
+                quiet = quiet | known
+            if known.any():
+                right, share = kept.labels[known, here].argmax(1), known.float().mean()
+                each = CONTRAST * seen[known][..., here]
+                total = total + share * F.cross_entropy(each.mean(1), right)
+                total = total + 0.5 * share * F.cross_entropy(each.flatten(0, 1), right.repeat_interleave(len(z[0])))
+        true = kept.labels[:, None, None]
+        wrong = CLOSENESS * (amounts - true).square() + ELSEWHERE * (1 - true) * amounts.abs()
+        weights = kept.weights * torch.where(quiet, QUIETNESS, 1.0)[:, None]
+        return total + torch.einsum("nkfl,nf->nk", wrong, weights).mean()
 
 
 @torch.no_grad()
-def put_in(mergers: Sequence[GatedMLP] | nn.ModuleList, maps: Maps, taps: Sequence[Tensor], scale: float) -> None:
-    """Let `mergers` add what `maps` say, `scale` times, with the hidden units that do least for `taps` `[K, S, C]`.
+def right(detectors: Detectors, kept: Kept, words: Words) -> dict[str, str]:
+    """For every kind, of how many sounds the label is found."""
+    parts = zip(*(x.split(64) for x in kept), strict=True)
+    amounts = [torch.einsum("nkfl,nf->nl", detectors(taps.float())[1], weights) for taps, weights, _ in parts]
+    said, found = torch.cat(amounts), {}
+    for kind, here in words.spans.items():
+        known = kept.labels[:, here].sum(1) > 0
+        same = said[known, here].argmax(1) == kept.labels[known, here].argmax(1)
+        found[f"dev_{kind}"] = f"{int(same.sum())}/{len(same)}"
+    return found
 
-    A map of rank r takes r + 1 units: its singular vectors, and one for the constant. Their gates all see the mean of
-    the taps, which hardly varies.
+
+@torch.no_grad()
+def put_in(
+    mergers: Sequence[nn.Module] | nn.ModuleList,
+    detectors: Detectors,
+    words: Words,
+    taps: Sequence[Tensor],
+    said: Mapping[str, Sequence[float]],
+) -> None:
+    """Let `mergers` add what `words` say of what `detectors` hear.
+
+    `said` has for every kind the amount from which it is said, and how loud. The units that do least for `taps`
+    `[K, S, C]` make room.
     """
-    seen = torch.cat(list(taps), 1)
+    gates, targets, seen = detectors.gates(), words.targets.clone(), torch.cat(list(taps), 1)
+    for kind, here in words.spans.items():
+        threshold, scale = said[kind]
+        gates[:, here] -= SHARP * threshold * detectors.one[:, None]
+        targets[:, here] *= scale / SHARP
+    known = targets.norm(dim=-1).sum(0) > 0
     for k, merger in enumerate(mergers):
         assert isinstance(merger, GatedMLP)
         gate, up, down = merger.gate_proj.weight, merger.up_proj.weight, merger.down_proj.weight
         used = (F.silu(seen[k] @ gate.T) * (seen[k] @ up.T)).square().mean(0).sqrt() * down.norm(dim=0)
-        mean = maps.mean[k]
-        matrix = scale * maps.weight[k] / maps.spread[k][:, None]
-        left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
-        rank = min(int((sizes > 1e-3 * sizes[0]).sum()), len(used) - 1)
-        free, passed = used.argsort()[: rank + 1], float(F.silu(torch.tensor(GATE)))
-        along = mean / mean.square().sum()
-        gate[free] = GATE * along
-        up[free[:-1]] = (left[:, :rank] * sizes[:rank].sqrt()).T
-        up[free[-1]] = along
-        down[:, free[:-1]] = (right[:rank] * sizes[:rank, None].sqrt()).T / passed
-        down[:, free[-1]] = (scale * maps.bias[k] - mean @ matrix) / passed
+        free = used.argsort()[: int(known.sum())]
+        even = targets[k, known].norm(dim=-1) / down.norm(dim=0).square().mean().sqrt()
+        gate[free], up[free] = gates[k, known], even[:, None] * detectors.one[k]
+        down[:, free] = (targets[k, known] / even[:, None]).T  # as large as others: they are quantised together
 
 
-def collect(listener: Listener, batches: Iterator[Sequence[Labelled]], most: int) -> tuple[Tensor, Tensor]:
-    """Pooled taps `[N, K, C]` and labels `[N]` of up to `most` sounds."""
-    found: list[tuple[Tensor, int]] = []
+def collect(listener: Listener, batches: Iterator[Sequence[Sound]], most: int) -> Kept:
+    """What is heard of up to `most` sounds."""
+    found: list[Kept] = []
+    count = 0
     for batch in batches:
-        found += listener.pooled(batch)
-        print(f"\r{min(len(found), most)}/{most} sounds heard", end="", flush=True)
-        if len(found) >= most:
+        found.append(listener.kept(batch))
+        count += len(batch)
+        print(f"\r{min(count, most)}/{most} sounds heard", end="", flush=True)
+        if count >= most:
             break
     print()
-    return torch.stack([taps for taps, _ in found[:most]]), torch.tensor([label for _, label in found[:most]])
+    return joined(found, most)
 
 
-def batches_of(clips: Iterator[Labelled]) -> Iterator[list[Labelled]]:
+def joined(parts: Sequence[Kept], most: int | None = None) -> Kept:
+    """Several as one, up to `most` sounds."""
+    return Kept(*(torch.cat(same)[:most] for same in zip(*parts, strict=True)))
+
+
+def shares_of(labels: Tensor) -> np.ndarray:
+    """Chances `[N]` to draw each sound of `labels [N, L]`: a label comes by the root of its number."""
+    shares = (labels * labels.sum(0).clamp(min=1).rsqrt()).sum(1)
+    shares[labels.sum(1) == 0] = UNNAMED
+    return np.asarray(shares.double() / shares.double().sum())
+
+
+def spread_of(kept: Kept) -> tuple[Tensor, Tensor]:
+    """Mean and deviation `[K, C]` of the taps."""
+    mean, square = torch.zeros(2, kept.taps.shape[1], kept.taps.shape[3])
+    for taps, weights in zip(kept.taps.split(64), kept.weights.split(64), strict=True):
+        mean += torch.einsum("nkfc,nf->kc", taps.float(), weights) / len(kept.taps)
+        square += torch.einsum("nkfc,nf->kc", taps.float().square(), weights) / len(kept.taps)
+    return mean, (square - mean.square()).clamp(min=0).sqrt() + 1e-3
+
+
+def batches_of(clips: Iterator[Sound]) -> Iterator[list[Sound]]:
     """Clips in batches."""
     return iter(lambda: list(islice(clips, BATCH)), [])
+
+
+def pools_of(world: World) -> list[Pool]:
+    """The clips that are heard as they were recorded."""
+    return [*(pool for pool, _ in world.sounds), world.music, world.emotion]
 
 
 def train(
@@ -170,44 +299,40 @@ def train(
 ) -> None:
     """Run the stage as the recipe says; `state` is where the mergers go, with samples in `pcm` beside it.
 
-    What was heard is kept in `STATE.taps`, the maps under way in `STATE.maps`.
+    What was heard is kept in `STATE.taps`, the detectors under way in `STATE.detectors`.
     """
     n_mels, cache, file = processor.config.n_mels, state.parent / "pcm", state.with_suffix(".taps")
     world = World(recipe["scenes"], data, cache)
-    device = model.language_model.embed_tokens.weight.device
-    words = Words.learned(vectors, world, device) if vectors else Words.of(model, processor, world)
+    kinds, device = kinds_of(world, recipe["least"]), model.language_model.embed_tokens.weight.device
+    words = Words.learned(vectors, kinds, device) if vectors else Words.of(model, processor, kinds)
     listener = Listener(model, words)
     model.audio_encoder.requires_grad_(False).eval()
-    with Background(Scenes(world, n_mels, BATCH), recipe["seed"]) as feed:
+    with Background(Scenes(world, n_mels), recipe["seed"]) as feed:
         rng = np.random.default_rng(recipe["seed"])
-        few = listener.taps([mel for mel, _ in feed.next(rng)])
+        few = listener.taps([sound.mel for sound in feed.next(rng)])
         if processes().rank == 0 and not (resume and file.exists()):
-            clips = collect(listener, batches_of(recordings(world, n_mels)), recipe["recordings"])
+            clips = collect(listener, batches_of(recordings(pools_of(world), n_mels)), recipe["recordings"])
             scenes = collect(listener, iter(lambda: feed.next(rng), None), recipe["kept_scenes"])
             apart = World(recipe["scenes"], data, cache, dev=True)
-            unheard = collect(listener, batches_of(recordings(apart, n_mels)), recipe["dev_clips"])
-            names = ("taps", "labels", "dev_taps", "dev_labels")
-            parts = (*(torch.cat(pair) for pair in zip(clips, scenes, strict=True)), *unheard)
-            save_file({name: part.contiguous() for name, part in zip(names, parts, strict=True)}, file)
+            unheard = collect(listener, batches_of(recordings(pools_of(apart), n_mels)), recipe["dev_clips"])
+            parts = {"": joined([clips, scenes]), "dev_": unheard}
+            save_file({f"{part}{k}": v for part, kept in parts.items() for k, v in kept._asdict().items()}, file)
     processes().wait()
-    kept = {name: part.to(few[0].device) for name, part in load_file(file).items()}
-    taps, labels = kept["taps"], kept["labels"]
-    maps, shares = Maps(words, taps, labels), label_shares(labels).cpu().numpy()
-
-    processes().share(maps.parameters())
+    stored = load_file(file)
+    kept, unheard = (Kept(*(stored[part + name] for name in Kept._fields)) for part in ("", "dev_"))
+    shares, detectors = shares_of(kept.labels), Detectors(*spread_of(kept), len(words.names)).to(device)
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
-        picks = torch.from_numpy(rng.choice(len(labels), recipe["batch_size"], p=shares))
-        return words.loss(maps(taps[picks], recipe["dropout"]), labels[picks]), len(picks)
+        picks = torch.from_numpy(rng.choice(len(shares), recipe["batch_size"], p=shares))
+        batch = Kept(*(x[picks].to(device) for x in kept))
+        return detectors.loss(batch, words, recipe["dropout"]), len(picks)
 
     def dev() -> dict[str, Any]:
-        with torch.no_grad():
-            right = int((words.nearest(maps(kept["dev_taps"])) == kept["dev_labels"]).sum())
-        return {"dev_named": round(right / len(kept["dev_labels"]), 3), "dev_clips": len(kept["dev_labels"])}
+        return right(detectors, unheard, words)
 
-    fit(maps, Plan.of(recipe), loss_of, dev, state.with_suffix(".maps"), resume)
+    fit(detectors, Plan.of(recipe), loss_of, dev, state.with_suffix(".detectors"), resume)
     mergers = model.deepstack_audio_merger_list
-    put_in(mergers, maps, few, recipe["scale"])
+    put_in(mergers, detectors, words, few, recipe["said"])
     if processes().rank == 0:
         weights = mergers.state_dict(prefix="deepstack_audio_merger_list.")
         save_file({name: weight.contiguous() for name, weight in weights.items()}, state)

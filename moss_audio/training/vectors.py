@@ -1,16 +1,17 @@
-"""Stage *vectors*: what mergers would have to add to a sound's frames for the language model to read its name there.
+"""Stage *vectors*: what would have to be added to a sound's frames for the language model to read its name there.
 
 `python -m moss_audio.training.vectors RECIPE DATA OUT --model FOLDER [--letters STATE] [--resume]`. The network is
-frozen; a vector a label and tap is learned through it, from questions about short recordings. *Ground* fits the mergers
-to these vectors (`--vectors`), so a language model that is as it was reads sounds that it could not before.
+frozen; a vector a label and tap is learned through it, from questions about short recordings. *Ground* lets the mergers
+add these (`--vectors`), so a language model that is as it was reads sounds, instruments and voices that it could not.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,19 +21,22 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from moss_audio.audio import audio_frames, log_mel
+from moss_audio.audio import SAMPLE_RATE, audio_frames, log_mel
 from moss_audio.config import FRAMES_PER_SECOND
 from moss_audio.data import wording
+from moss_audio.data.punctuate import sentence
 from moss_audio.data.scene import Event, Scene, active_span
 from moss_audio.messages import Message
 from moss_audio.model.audio_lm import AudioLM, EncodedAudio
 from moss_audio.processor import Processor, collate
+from moss_audio.prompts import CAPTION_SPEECH, DESCRIBE_MUSIC, TRANSCRIBE
 from moss_audio.training import stage
 from moss_audio.training.align import Reader
 from moss_audio.training.loop import Plan, fit
+from moss_audio.training.naming import Kinds, attributes, kinds_of
 from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
-from moss_audio.training.scenes import World
+from moss_audio.training.scenes import World, label_of
 
 BATCH = 16
 """Recordings that the encoder hears at a time."""
@@ -43,33 +47,61 @@ TOKEN_MULTIPLE = 16
 LONGEST = 2.4
 """Seconds of a recording that are kept."""
 
+LONGEST_SAID = 4.0
+"""Seconds of speech that is kept whole, to be transcribed: what is put into voices must not hide the words."""
+
+SAID = 0.12
+"""How often a transcript is asked for."""
+
+MANY = 6
+"""How many times more recordings there are of voices that are to be transcribed."""
+
+TURNS = {"gender": 4, "emotion": 2}
+"""How often a label of a kind comes before any other comes again; the others once."""
+
 FRAMES = (6, 20)
 """Audio frames of an example: each is a token, and what is added to all of them needs few to be read."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A recording as the decoder has it: its label, `embeds [S, D]`, `states [K, S, D]` of the mergers, its letters."""
+    """A recording as the decoder has it: what is true of it, `embeds [S, D]`, `states [K, S, D]` of the mergers.
 
-    label: str
+    `spelled` are its letters; `text` is what is said, where that is known and short.
+    """
+
+    labels: tuple[str, ...]
     embeds: Tensor
     states: Tensor
     spelled: str
+    text: str = ""
 
     def part(self, rng: np.random.Generator) -> Heard:
         """Some frames in a row."""
         n = min(len(self.embeds), int(rng.integers(FRAMES[0], FRAMES[1] + 1)))
         start = int(rng.integers(len(self.embeds) - n + 1))
         here = slice(start, start + n)
-        return Heard(self.label, self.embeds[here], self.states[:, here], self.spelled)
+        return replace(self, embeds=self.embeds[here], states=self.states[:, here])
+
+
+class Recording(NamedTuple):
+    """A mel `[n_mels, F]`, what is true of it, the most informative first, and what is said."""
+
+    labels: tuple[str, ...]
+    mel: np.ndarray
+    text: str = ""
 
 
 class Asked(NamedTuple):
-    """A question about a recording, to whose frames `share` of its label's vector is added and `blur` of another's."""
+    """A question about a recording, to whose frames `share` of its labels' vectors is added and `blur` of another's.
+
+    An answer that is not `whole` goes on after what is written here.
+    """
 
     heard: Heard
     question: str
     answer: str
+    whole: bool
     share: float
     other: str
     blur: float
@@ -96,43 +128,45 @@ class Vectors(nn.Module):
     @classmethod
     def between(cls, recordings: Sequence[Heard], scale: float) -> Vectors:
         """Begin `scale` times as far from the mean of all states as a label's are; rare labels nearer."""
-        labels = sorted({heard.label for heard in recordings})
+        labels = sorted({label for heard in recordings for label in heard.labels})
         means = torch.stack([heard.states.mean(1) for heard in recordings])
-        rows = torch.tensor([labels.index(heard.label) for heard in recordings], device=means.device)
-        counts = rows.bincount(minlength=len(labels))[:, None, None]
-        sums = means.new_zeros(len(labels), *means.shape[1:]).index_add_(0, rows, means - means.mean(0))
-        return cls(labels, scale * (sums / (counts + 2)).transpose(0, 1).contiguous())
+        has = means.new_tensor([[label in heard.labels for label in labels] for heard in recordings])
+        sums = torch.einsum("nl,nkd->kld", has, means - means.mean(0))
+        return cls(labels, scale * (sums / (has.sum(0) + 2)[:, None]))
 
 
 class VectorReader(Reader):
     """The frozen network, asked about recordings that it heard before."""
 
     @torch.no_grad()
-    def keep(self, recordings: Sequence[tuple[str, np.ndarray]]) -> list[Heard]:
-        """Hear labelled mels once; those of like length together."""
+    def keep(self, recordings: Sequence[Recording]) -> list[Heard]:
+        """Hear recordings once; those of like length together."""
         kept = []
-        ordered = sorted(recordings, key=lambda recording: recording[1].shape[1])
+        ordered = sorted(recordings, key=lambda recording: recording.mel.shape[1])
         for start in range(0, len(ordered), BATCH):
             part = ordered[start : start + BATCH]
             with autocast(self.device):
-                out = self.hear([mel for _, mel in part])
+                out = self.hear([recording.mel for recording in part])
                 audio = self.model.adapt_output(out)
-            lengths = [audio_frames(mel.shape[1]) for _, mel in part]
+            lengths = [audio_frames(recording.mel.shape[1]) for recording in part]
             states = audio.deepstack.float().split(lengths, dim=1)
-            rows = zip(part, audio.embeds.float().split(lengths), states, self._spelled(out), strict=True)
-            kept += [Heard(label, embeds, own, spelled.quoted) for (label, _), embeds, own, spelled in rows]
+            heard = audio.embeds.float().split(lengths), states, self._spelled(out)
+            for one, embeds, own, spelled in zip(part, *heard, strict=True):
+                kept.append(Heard(one.labels, embeds.clone(), own.clone(), spelled.quoted, one.text))
         return kept
 
     def answer_loss(self, asked: Sequence[Asked], vectors: Vectors) -> Tensor:
         """Mean cross-entropy of the answers' tokens, in nats."""
         value, index, inputs, states = vectors.value, vectors.index, [], []
         for one in asked:
-            added = one.share * value[:, index[one.heard.label]] + one.blur * value[:, index[one.other]]
-            states.append(one.heard.states + added[:, None])
+            own = value[:, [index[label] for label in one.heard.labels]].sum(1)
+            states.append(one.heard.states + (one.share * own + one.blur * value[:, index[one.other]])[:, None])
             mel = np.zeros((self.processor.config.n_mels, int(len(one.heard.embeds) * 100 / FRAMES_PER_SECOND)))
             message = self._ask(mel, one.question, one.heard.spelled)
             turns = [message, Message.of("assistant", one.answer)]
             inputs.append(self.processor.encode(turns, add_generation_prompt=False))
+            if not one.whole:
+                inputs[-1].loss_mask[np.flatnonzero(inputs[-1].loss_mask)[-1]] = False
         batch = collate(inputs, 0, TOKEN_MULTIPLE)
         ids, loss_mask, audio_mask = self._here(batch.input_ids, batch.loss_mask, batch.audio_mask)
         audio = EncodedAudio(torch.cat([one.heard.embeds for one in asked]), torch.cat(states, 1), None)
@@ -141,51 +175,90 @@ class VectorReader(Reader):
 
 
 class Questions:
-    """Endless questions about kept recordings: half ask for the name, half whether a sound is there."""
+    """Endless questions about kept recordings, by what is true of them; labels come again once all have come."""
 
-    def __init__(self, recordings: Sequence[Heard], share: tuple[float, float], blur: float) -> None:
+    def __init__(self, recordings: Sequence[Heard], kinds: Kinds, share: tuple[float, float], blur: float) -> None:
         self.by_label: dict[str, list[Heard]] = {}
         for heard in recordings:
-            self.by_label.setdefault(heard.label, []).append(heard)
+            for label in heard.labels:
+                self.by_label.setdefault(label, []).append(heard)
         self.labels, self.share, self.blur = sorted(self.by_label), share, blur
-        self._yes_no = wording.yes_no(self.labels)
+        self._kinds = {label: kind for kind, labels in kinds.items() for label in labels}
+        self._yes_no = wording.yes_no([label for label in self.labels if self._kinds[label] == "sound"])
+        self._round = [label for label in self.labels for _ in range(TURNS.get(self._kinds[label], 1))]
+        self._said = [heard for heard in recordings if heard.text]
         self._left: list[str] = []
 
     def next(self, rng: np.random.Generator) -> Asked:
-        """One of them; every label comes once before any comes again."""
+        """One of them."""
         if not self._left:
-            self._left = rng.permutation(self.labels).tolist()
+            self._left = rng.permutation(self._round).tolist()
         label = self._left.pop()
-        recordings = self.by_label[label]
-        heard = recordings[int(rng.integers(len(recordings)))].part(rng)
-        scene = Scene(np.zeros(1, np.float32), (Event(label, 0.0, 1.0, "sound", -20.0, {}),))
-        turn = (wording.name if rng.random() < 0.5 else self._yes_no)(scene, rng)
-        assert turn is not None
-        other = str(rng.choice([x for x in self.labels if x != label]))
-        return Asked(heard, *turn, float(rng.uniform(*self.share)), other, float(rng.uniform(0, self.blur)))
+        recordings, kind = self.by_label[label], self._kinds[label]
+        heard, turn = recordings[int(rng.integers(len(recordings)))], self._turn(kind, label, rng)
+        if self._said and rng.random() < SAID:
+            heard = self._said[int(rng.integers(len(self._said)))]
+            turn = TRANSCRIBE, heard.text, True
+        else:
+            heard = heard.part(rng)
+        others = [x for x in self.labels if self._kinds[x] == kind and x not in heard.labels]
+        blurred = str(rng.choice(others or self.labels)), float(rng.uniform(0, self.blur))
+        return Asked(heard, *turn, float(rng.uniform(*self.share)), *blurred)
+
+    def _turn(self, kind: str, label: str, rng: np.random.Generator) -> tuple[str, str, bool]:
+        """A question that the label answers, its answer, and whether that is all of it."""
+        by_name = rng.random() < 0.5
+        if kind == "sound":
+            scene = Scene(np.zeros(1, np.float32), (Event(label, 0.0, 1.0, "sound", -20.0, {}),))
+            turn = (wording.name if by_name else self._yes_no)(scene, rng)
+            assert turn is not None
+            return *turn, True
+        if kind == "gender":
+            who = {"male": "A man.", "female": "A woman."}[label]
+            return (wording.ask("gender", rng), who, True) if by_name else first_field(CAPTION_SPEECH, label)
+        if kind == "emotion":
+            return wording.ask("emotion", rng), wording.capital(label), True
+        if by_name:
+            return wording.ask("instrument", rng), wording.capital(label), True
+        return first_field(DESCRIBE_MUSIC, label)
 
 
-def recordings_of(world: World, n_mels: int, most: int, rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
-    """Up to `most` recordings of each label, where they sound."""
-    found: dict[str, list[np.ndarray]] = {}
-    for pool, _ in world.sounds:
-        for label in pool.labels:
-            have = found.setdefault(label, [])
-            picks = rng.permutation(pool.by_label[label])[: most - len(have)]
-            have += [log_mel(active_span(pool.store[int(i)], LONGEST), n_mels) for i in picks]
-    return [(label, mel) for label, mels in found.items() for mel in mels]
+def first_field(question: str, value: str) -> tuple[str, str, bool]:
+    """A question for JSON and its answer up to the value of the first field."""
+    opening = {CAPTION_SPEECH: '{"gender": "', DESCRIBE_MUSIC: '{"instruments": ["'}[question]
+    return question, opening + value, False
+
+
+def recordings_of(world: World, kinds: Kinds, n_mels: int, most: int, rng: np.random.Generator) -> list[Recording]:
+    """Up to `most` recordings of each label, where they sound: of sounds, of music, and of voices."""
+    kept, counts = list[Recording](), Counter[str]()
+    wanted = {label for labels in kinds.values() for label in labels}
+    for pool in [*(pool for pool, _ in (*world.sounds, *world.speech)), world.music, world.emotion]:
+        for i in rng.permutation(sorted(i for rows in pool.by_label.values() for i in rows)).tolist():
+            row = pool.store.rows[i]
+            labels = tuple(label for label in attributes(pool.kind, label_of(row), row) if label in wanted)
+            english = pool.kind == "speech" and row.get("language", "en") == "en"
+            short = english and pool.store.lengths[i] < LONGEST_SAID * SAMPLE_RATE
+            text = sentence(wording.cased(row["text"])) if short and row.get("text") else ""
+            key = f"{labels[:1]} {'said' if text else ''}"
+            if labels and counts[key] < most * (MANY if text else 1):
+                counts[key] += 1
+                samples = pool.store[i] if text else active_span(pool.store[i], LONGEST)
+                kept.append(Recording(labels, log_mel(samples, n_mels), text))
+    return kept
 
 
 def train(
-    model: AudioLM, processor: Processor, recipe: dict[str, Any], data: Path, state: Path, resume: bool
+    model: AudioLM, processor: Processor, recipe: Mapping[str, Any], data: Path, state: Path, resume: bool
 ) -> None:
     """Run the stage as the recipe says; `state` holds how far the vectors moved, `STATE.vectors` what they are."""
     n_mels, rng = processor.config.n_mels, np.random.default_rng(recipe["seed"])
     model.requires_grad_(False).eval()
     world, reader = World(recipe["scenes"], data, state.parent / "pcm"), VectorReader(model, processor)
-    kept = reader.keep(recordings_of(world, n_mels, recipe["recordings"], rng))
+    kinds = kinds_of(world, recipe["least"])
+    kept = reader.keep(recordings_of(world, kinds, n_mels, recipe["recordings"], rng))
     vectors = Vectors.between(kept, recipe["scale"])
-    questions = Questions(kept, recipe["share"], recipe["blur"])
+    questions = Questions(kept, kinds, recipe["share"], recipe["blur"])
     print(f"{len(kept)} recordings of {len(questions.labels)} labels", flush=True)
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
@@ -203,7 +276,7 @@ def train(
 
 
 def main() -> None:
-    args = stage.arguments("Learn what the language model would read as the names of sounds.").parse_args()
+    args = stage.arguments("Learn what the language model would read as the names of what is heard.").parse_args()
     recipe, state = stage.begin(args)
     train(*stage.load(args), recipe, args.data, state, args.resume)
 
