@@ -75,6 +75,9 @@ EMOTION_WORDS = {
 }  # fmt: skip
 """Labels of emotional recordings in the words of `prompts.EMOTIONS`."""
 
+VOICES = {"male": "a man speaking", "female": "a woman speaking"}
+"""Genders of manifests as events are named."""
+
 DRINK_SLOTS = ("coffeeDrink", "size", "roast", "numberOfShots", "milkAmount", "sugarAmount")
 MASS = ("rain", "wind", "water", "traffic", "noise", "waves", "music", "thunder", "fire")
 PLURAL = ("footsteps", "birds", "crickets", "fireworks", "bells", "chimes", "coins", "keys", "dishes", "drops")
@@ -93,7 +96,7 @@ def capital(text: str) -> str:
 def named(event: Event) -> str:
     """An event in words: its label, or who speaks, or what plays."""
     if event.kind == "speech":
-        return {"male": "a man speaking", "female": "a woman speaking"}.get(event.truth.get("gender", ""), "speech")
+        return VOICES.get(event.truth.get("gender", ""), "speech")
     if event.kind == "music":
         return f"{event.label} music"
     return event.label
@@ -257,7 +260,7 @@ def emotion(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
 def speaker(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     """The thirteen fields of a speech caption: those that the truth knows, the others unknown."""
     (event,) = scene.events or (None,)
-    if event is None or event.truth.get("gender") not in ("male", "female"):
+    if event is None or event.truth.get("gender") not in VOICES:
         return None
     pace = len((event.truth.get("text") or "").split()) / max(0.5, event.end - event.start)
     known = {

@@ -18,12 +18,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from moss_audio.data.music import PROGRAMS
-from moss_audio.data.wording import EMOTION_WORDS
+from moss_audio.data.wording import EMOTION_WORDS, VOICES
 from moss_audio.model.audio_lm import AudioLM
 from moss_audio.processor import Processor
 from moss_audio.training.scenes import World
-
-GENDERS = {"male": "a man speaking", "female": "a woman speaking"}
 
 Kinds = Mapping[str, Sequence[str]]
 """Labels by what they tell: `sound`, `instrument`, `emotion`, `gender`. No label is of two kinds."""
@@ -35,7 +33,7 @@ def kinds_of(world: World, least: int) -> Kinds:
     for pool, _ in world.sounds:
         counts.update({label: len(rows) for label, rows in pool.by_label.items()})
     sounds = sorted(label for label, count in counts.items() if count >= least and label not in PROGRAMS)
-    voices = {"emotion": tuple(EMOTION_WORDS.values()), "gender": tuple(GENDERS)}
+    voices = {"emotion": tuple(EMOTION_WORDS.values()), "gender": tuple(VOICES)}
     return {"sound": sounds, "instrument": tuple(PROGRAMS), **voices}
 
 
@@ -46,7 +44,7 @@ def attributes(kind: str, label: str, truth: Mapping[str, Any]) -> tuple[str, ..
     if kind == "sound":
         return (label,)
     emotion, gender = EMOTION_WORDS.get(truth.get("emotion", "")), truth.get("gender")
-    return (*([emotion] if emotion else []), *([gender] if gender in GENDERS else []))
+    return (*([emotion] if emotion else []), *([gender] if gender in VOICES else []))
 
 
 @torch.no_grad()
@@ -79,7 +77,7 @@ class Words:
     @classmethod
     def of(cls, model: AudioLM, processor: Processor, kinds: Kinds) -> Words:
         """The words for the labels, as `model` has them now: what they differ in, all of one size."""
-        said = [GENDERS.get(name, name) for names in kinds.values() for name in names]
+        said = [VOICES.get(name, name) for names in kinds.values() for name in names]
         states = label_states(model, processor, said, len(model.config.audio.taps))
         states = states - states.mean(1, keepdim=True)
         return cls(kinds, F.normalize(states, dim=-1) * states.norm(dim=-1).mean(1)[:, None, None])

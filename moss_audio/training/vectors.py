@@ -208,14 +208,14 @@ class Questions:
     def _turn(self, kind: str, label: str, rng: np.random.Generator) -> tuple[str, str, bool]:
         """A question that the label answers, its answer, and whether that is all of it."""
         by_name = rng.random() < 0.5
-        if kind == "sound":
-            scene = Scene(np.zeros(1, np.float32), (Event(label, 0.0, 1.0, "sound", -20.0, {}),))
-            turn = (wording.name if by_name else self._yes_no)(scene, rng)
+        if kind == "gender" and not by_name:
+            return first_field(CAPTION_SPEECH, label)
+        if kind in ("sound", "gender"):
+            event = Event(label, 0.0, 1.0, "speech" if kind == "gender" else "sound", -20.0, {kind: label})
+            task = wording.gender if kind == "gender" else wording.name if by_name else self._yes_no
+            turn = task(Scene(np.zeros(1, np.float32), (event,)), rng)
             assert turn is not None
             return *turn, True
-        if kind == "gender":
-            who = {"male": "A man.", "female": "A woman."}[label]
-            return (wording.ask("gender", rng), who, True) if by_name else first_field(CAPTION_SPEECH, label)
         if kind == "emotion":
             return wording.ask("emotion", rng), wording.capital(label), True
         if by_name:
