@@ -43,6 +43,8 @@ TRANSCRIBE_WORDS = (
 EVENTS = "List the sound events with their start and end times."
 """Answered `[0.4]dog barking[1.2][3.0]siren[5.5]`, in order of start, or `NOTHING`."""
 
+NAME = "What sound is this?"
+
 NOTHING = "Nothing is audible."
 """The answer to a question about sounds where there are none."""
 

@@ -1,6 +1,6 @@
-"""What can be measured of music without a model: onsets, tempo and how steady it is, and the key.
+"""What can be measured without a model: levels, and of music its onsets, tempo and how steady it is, and the key.
 
-Knows samples, not scores. Every measure is None where there is nothing to measure, such as the key of noise.
+Knows samples, not scores. Every measure of music is None where there is nothing to measure, such as the key of noise.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ import numpy as np
 from moss_audio.audio import HOP_LENGTH, SAMPLE_RATE, log_mel
 
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
+
+HOP = SAMPLE_RATE // 50
+"""Energy is measured in steps of 20 ms."""
+
+QUIET_DB = 38.0
+"""Below the loudest step by this much, a clip is silent: recordings have their own noise floor."""
 
 PITCH_CLASSES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 """Names of the twelve tones, each as keys are most often written."""
@@ -54,6 +60,12 @@ class Key:
     name: str
     correlation: float
     margin: float
+
+
+def energy_db(samples: np.ndarray) -> np.ndarray:
+    """Level of every 20 ms of `samples [n]`, in dB of full scale."""
+    steps = samples[: len(samples) // HOP * HOP].reshape(-1, HOP)
+    return 10 * np.log10(np.square(steps, dtype=np.float64).mean(axis=1) + 1e-10)
 
 
 def onset_strength(samples: np.ndarray) -> np.ndarray:

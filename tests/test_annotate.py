@@ -14,8 +14,9 @@ from moss_audio.data import annotate as command
 from moss_audio.data.annotate import annotate, hear, read_done, recordings_in
 from moss_audio.data.branches import Annotators, Branch, caption, music, sounds, speech
 from moss_audio.data.conversations import read
-from moss_audio.data.cutting import activity, events, segments
+from moss_audio.data.cutting import segments
 from moss_audio.inference.generate import Usage
+from moss_audio.inference.spans import activity, spans
 from moss_audio.inference.voice import CHUNK
 from moss_audio.tasks.result import Cost
 from moss_audio.tasks.songs import Music, MusicResult
@@ -65,16 +66,16 @@ def test_what_sounds_is_active_and_silence_is_not():
 
 
 def test_events_are_found_with_their_edges():
-    found = events(track(silence(1), sound(1.5), silence(1), sound(2.0, 900), silence(0.5)))
+    found = spans(track(silence(1), sound(1.5), silence(1), sound(2.0, 900), silence(0.5)))
     assert [(round(e.start, 1), round(e.end, 1)) for e in found] == [(1.0, 2.5), (3.5, 5.5)]
 
 
 def test_a_change_of_spectrum_parts_two_sounds_without_a_pause_but_not_a_speaker():
     noise = np.random.default_rng(1).normal(size=3 * SAMPLE_RATE) * 0.2
     samples = track(sound(3, 300), noise)
-    found = events(samples)
+    found = spans(samples)
     assert len(found) == 2 and found[0].end == found[1].start == pytest.approx(3.0, abs=0.15)
-    assert len(events(samples, all_voice)) == 1
+    assert len(spans(samples, all_voice)) == 1
 
 
 def test_segments_hold_whole_events_and_leave_silence_out():

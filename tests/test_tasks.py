@@ -91,6 +91,49 @@ def test_events_of_a_long_recording_have_absolute_times():
     assert result.to_text().splitlines()[0].split() == ["0.00", f"{rain.end:.2f}", "rain"]
 
 
+def tones(*parts: tuple[float, float]) -> np.ndarray:
+    """Tones of the given Hz and seconds, one behind the other; 0 Hz is silence."""
+    waves = [np.sin(2 * np.pi * hertz / SAMPLE_RATE * np.arange(seconds * SAMPLE_RATE)) for hertz, seconds in parts]
+    return (0.2 * np.concatenate(waves)).astype(np.float32)
+
+
+def doubtful(which: int, *answers: str):
+    """Scores of a model that says `answers`, one a prompt, and hardly believes one of them."""
+    sure, asked = scripted(*answers), iter(range(1, 10))
+    now = [0]
+
+    def score(emitted):
+        if not emitted:
+            now[0] = next(asked)
+        return sure(emitted) * (0.5 if now[0] == which else 1.0)
+
+    return score
+
+
+def test_models_that_spell_name_what_the_signal_parts():
+    samples = tones((0, 1), (500, 1.5), (0, 1), (900, 2), (0, 0.5))
+    found = tasks.events(model("A whistle.", "A beep.", letters="a"), samples).events
+    assert [event.label for event in found] == ["a whistle", "a beep"]
+    for event, (start, end) in zip(found, [(1, 2.5), (3.5, 5.5)], strict=True):
+        assert (event.start, event.end) == (pytest.approx(start, abs=0.1), pytest.approx(end, abs=0.1))
+    (both,) = tasks.events(model("A beep.", "A beep.", letters="a"), samples, gap=2.0).events
+    assert (both.start, both.end) == (found[0].start, found[1].end)
+    assert tasks.events(model(prompts.NOTHING, prompts.NOTHING, letters="a"), samples).events == ()
+
+
+def test_stretches_without_a_pause_are_one_sound_if_the_model_is_unsure_of_one():
+    samples = tones((0, 0.5), (500, 2), (3000, 2), (0, 0.5))
+    first, second, both = "A whistle.", "A beep.", "A whistle."
+    assert len(tasks.events(model(first, second, both, letters="a"), samples).events) == 2  # sure of each
+    (one,) = tasks.events(model(score=doubtful(2, first, second, both), letters="a"), samples).events
+    assert (one.label, one.start) == ("a whistle", pytest.approx(0.5, abs=0.1)) and one.end > 4
+
+
+def test_what_a_model_hardly_believes_is_not_told():
+    samples = tones((0, 0.5), (500, 2), (0, 0.5))
+    assert tasks.events(model(score=doubtful(1, "A whistle."), letters="a"), samples).events == ()
+
+
 def test_silence_is_not_asked_about():
     def never(emitted):
         raise AssertionError("the decoder was asked")

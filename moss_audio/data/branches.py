@@ -14,8 +14,6 @@ import numpy as np
 
 from moss_audio import signal, tasks
 from moss_audio.audio import SAMPLE_RATE
-from moss_audio.data.cutting import STEPS, Span, activity, spoken
-from moss_audio.data.cutting import events as measured_events
 from moss_audio.data.music import tempo_class
 from moss_audio.data.spoken import stamped
 from moss_audio.data.wording import article, capital, joined
@@ -23,6 +21,8 @@ from moss_audio.evaluation.metrics import ErrorRate
 from moss_audio.evaluation.normalise import english
 from moss_audio.inference.engine import MossAudio
 from moss_audio.inference.sampling import SamplingParams
+from moss_audio.inference.spans import STEPS, Span, activity, spoken
+from moss_audio.inference.spans import spans as measured_spans
 from moss_audio.inference.voice import CHUNK, SURE, SURE_CHUNKS, Voice, silero
 from moss_audio.prompts import EVENTS, PRESENT, TRANSCRIBE, TRANSCRIBE_TIMED
 from moss_audio.tasks.songs import MusicResult
@@ -152,7 +152,7 @@ def is_music(tempo: signal.Tempo, key: signal.Key) -> bool:
 def sounds(samples: np.ndarray, by: Annotators) -> Branch:
     """Names of what sounds that the model confirms when asked, with times where the signal has an edge as well."""
     active, voiced = activity(samples, by.voice), spoken(samples, by.voice)
-    spans, kept, timed, dropped = measured_events(samples, by.voice), list[str](), list[Event](), list[str]()
+    spans, kept, timed, dropped = measured_spans(samples, by.voice), list[str](), list[Event](), list[str]()
 
     def confirmed(label: str) -> bool:
         return label in kept or by.ask(samples, PRESENT.format(what=article(label))).lower().startswith("yes")

@@ -18,13 +18,8 @@ import numpy as np
 
 from moss_audio.audio import SAMPLE_RATE, load_audio
 from moss_audio.data.manifest import Row, append_rows, read_manifest
+from moss_audio.signal import HOP, QUIET_DB, energy_db
 from moss_audio.transcript import Word
-
-HOP = SAMPLE_RATE // 50
-"""Energy is measured in steps of 20 ms."""
-
-QUIET_DB = 38.0
-"""Below the loudest step by this much, a clip is silent: recordings have their own noise floor."""
 
 LONGEST_WORD = 1.2
 """Seconds that a single spoken word may last."""
@@ -80,12 +75,6 @@ class SampleStore:
 
     def __getitem__(self, i: int) -> np.ndarray:
         return self._pcm[self._starts[i] : self._starts[i + 1]].astype(np.float32) / 32768
-
-
-def energy_db(samples: np.ndarray) -> np.ndarray:
-    """Level of every 20 ms of `samples [n]`, in dB of full scale."""
-    steps = samples[: len(samples) // HOP * HOP].reshape(-1, HOP)
-    return 10 * np.log10(np.square(steps, dtype=np.float64).mean(axis=1) + 1e-10)
 
 
 def active_span(samples: np.ndarray, longest: float, gap: float = 0.4) -> np.ndarray:

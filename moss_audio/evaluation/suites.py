@@ -26,8 +26,8 @@ from moss_audio.data.scene import Event, Scene
 from moss_audio.inference.engine import MossAudio
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.prompts import DESCRIBE_MUSIC, EMOTION, EVENTS
+from moss_audio.tasks.sounds import parse_events
 from moss_audio.training.scenes import World
-from moss_audio.transcript import parse_timestamped
 
 SCENES = {
     "sounds": {"sound_esc.jsonl": 1.0}, "speech": {"speech_dev.jsonl": 1.0}, "music": "music.jsonl",
@@ -59,7 +59,10 @@ class Count:
 
 
 class Ask(Protocol):
-    """A model that is asked about `samples [n]`; with `options` it answers with one of them (`tasks.choose`)."""
+    """A model that is asked about `samples [n]`.
+
+    With `options` it answers with one of them (`tasks.choose`), to `EVENTS` with a timeline (`tasks.events`).
+    """
 
     def __call__(self, samples: np.ndarray, question: str, options: Sequence[str] = ()) -> str: ...
 
@@ -115,11 +118,11 @@ def events(ask: Ask, world: World, limit: int) -> Iterator[tuple[str, bool]]:
     rng = np.random.default_rng(2)
     for _ in range(limit):
         scene: Scene = world.draw(rng)[1]
-        found = parse_timestamped(ask(scene.samples, EVENTS), scene.seconds)
+        found = parse_events(ask(scene.samples, EVENTS), scene.seconds)
         left: list[Event] = list(scene.events)
         for segment in found:
             match = next(
-                (e for e in left if nearest(segment.text, world.labels) == e.label
+                (e for e in left if nearest(segment.label, world.labels) == e.label
                  and abs(e.start - segment.start) <= 0.5 and abs(e.end - segment.end) <= 0.5), None,
             )  # fmt: skip
             yield "events, precision", match is not None
@@ -127,7 +130,7 @@ def events(ask: Ask, world: World, limit: int) -> Iterator[tuple[str, bool]]:
                 left.remove(match)
         for event in scene.events:
             yield "events, recall", event not in left
-            named = [s for s in found if nearest(s.text, world.labels) == event.label]
+            named = [s for s in found if nearest(s.label, world.labels) == event.label]
             yield "events, named at any time", bool(named)
             if named:
                 yield "events, start within 0.5 s where named", min(abs(s.start - event.start) for s in named) <= 0.5
@@ -203,6 +206,9 @@ def main() -> None:
         ) -> str:
             if options:
                 answer = tasks.choose(model, samples, question=question, choices=list(options)).answer or ""
+            elif question == EVENTS:
+                timeline = tasks.events(model, samples).events
+                answer = "".join(f"[{event.start}]{event.label}[{event.end}]" for event in timeline)
             else:
                 answer = model.ask(samples, question, params=PARAMS).text
             for _ in islice(shown, 1):

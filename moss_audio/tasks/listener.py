@@ -31,7 +31,7 @@ ANSWER_TOKENS = 384
 
 @dataclass(frozen=True)
 class Choice:
-    """The text chosen and its probability among the texts that were allowed."""
+    """A text that the model chose, and its probability among all texts that were allowed."""
 
     text: str
     probability: float
@@ -61,6 +61,11 @@ class Listener:
         """
         prompt = self._listen(samples, question, speech)
         return split_reasoning(self._write(prompt, None)[0])[1] if prompt else ""
+
+    def say(self, samples: np.ndarray, question: str) -> Choice:
+        """The model's own words as `ask` has them, with their probability."""
+        text, probability = self._write(listen(self.model.backend, self.model.processor, [samples], question), None)
+        return Choice(split_reasoning(text)[1], probability)
 
     def fill(self, samples: np.ndarray, question: str, grammar: State, *, speech: bool = False) -> Any:
         """The value of an answer in JSON of the given form.

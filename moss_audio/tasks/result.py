@@ -31,6 +31,11 @@ class Result:
 
     cost: Cost
 
+    @property
+    def usage(self) -> Usage:
+        """What it cost in tokens."""
+        return self.cost.usage
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON object: the result's own fields, then `duration`, `finish_reason` and `usage`."""
         own = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name != "cost"}

@@ -1,8 +1,8 @@
 """Stage *ground*: the mergers learn to tell the decoder's first layers, frame by frame, what is heard.
 
 `python -m moss_audio.training.ground RECIPE DATA OUT --model FOLDER [--letters STATE] [--vectors FILE] [--resume]`.
-Neither the encoder nor the language model is trained. A hidden unit a label and tap learns to be active where the label
-is true, and adds to the frame what a word for it would put there, which a decoder has to learn to read; or what the
+Neither the encoder nor the language model is trained. A few hidden units a label and tap learn to be active where it
+is true, and add to the frame what a word for it would put there, which a decoder has to learn to read; or what the
 stage *vectors* learned, which one reads as it is.
 """
 
@@ -142,40 +142,49 @@ class Listener:
 
 
 class Detectors(nn.Module):
-    """Hidden units of the mergers, one a label and tap: how much of the label is heard in a frame.
+    """Hidden units of the mergers, `n_units` a label and tap: how much of the label is heard in a frame.
 
     Linear in the taps, as gates are: `one`, the taps along their mean, stands for the constant that a merger lacks.
+    Several units hear what several recordings of a label do not have in common.
     """
 
     mean: Tensor
     spread: Tensor
     one: Tensor
 
-    def __init__(self, mean: Tensor, spread: Tensor, n_labels: int) -> None:
+    def __init__(self, mean: Tensor, spread: Tensor, n_labels: int, n_units: int) -> None:
         """For taps of `mean [K, C]` and `spread [K, C]`."""
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("spread", spread)
         self.register_buffer("one", mean / mean.square().sum(-1, keepdim=True))
-        self.weight = nn.Parameter(torch.zeros(*mean.shape, n_labels))
-        self.bias = nn.Parameter(torch.zeros(len(mean), n_labels))
+        self.weight = nn.Parameter(1e-3 * torch.randn(*mean.shape, n_labels, n_units))
+        self.bias = nn.Parameter(torch.zeros(len(mean), n_labels, n_units))
 
-    def forward(self, taps: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-        """What the units' gates see and what they say, `[N, K, F, L]`, of frames `[N, K, F, C]`; 1 says: it is true.
+    def units(self, taps: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+        """What the units' gates see, `[N, K, F, L, U]`, of frames `[N, K, F, C]`, and the constant, `[N, K, F, 1]`.
 
         A feature that drops out is missing in all frames of a sound.
         """
         one = torch.einsum("nkfc,kc->nkf", taps, self.one)[..., None]
         x = (taps - one * self.mean[:, None]) / self.spread[:, None]
         x = x * F.dropout(torch.ones_like(x[:, :, :1]), dropout)
-        z = torch.einsum("nkfc,kcl->nkfl", x, self.weight) + one * self.bias[:, None]
-        return z, F.silu(SHARP * z) / SHARP * one
+        z = torch.einsum("nkfc,kcl->nkfl", x, self.weight.flatten(2)) + one * self.bias.flatten(1)[:, None]
+        return z.unflatten(-1, self.bias.shape[1:]), one
+
+    def forward(self, taps: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+        """What the cross-entropy sees of frames `[N, K, F, C]` and what is said of them, both `[N, K, F, L]`.
+
+        1 says: it is true. The units of a label are added.
+        """
+        z, one = self.units(taps, dropout)
+        return F.leaky_relu(z, LEAK).sum(-1), (F.silu(SHARP * z) / SHARP).sum(-1) * one
 
     def gates(self) -> Tensor:
-        """The weights `[K, L, C]` of the units' gates."""
-        weight = self.weight / self.spread[..., None]
-        constant = self.bias - torch.einsum("kc,kcl->kl", self.mean, weight)
-        return SHARP * (weight.transpose(1, 2) + constant[..., None] * self.one[:, None])
+        """The weights `[K, L, U, C]` of the units' gates."""
+        weight = self.weight / self.spread[..., None, None]
+        constant = self.bias - torch.einsum("kc,kclu->klu", self.mean, weight)
+        return SHARP * (weight.movedim(1, -1) + constant[..., None] * self.one[:, None, None])
 
     def loss(self, kept: Kept, words: Words, dropout: float) -> Tensor:
         """How far the units are from telling what is true of sounds.
@@ -183,9 +192,9 @@ class Detectors(nn.Module):
         Among the labels of a kind the true one should win, in every tap and in all together; in a frame it should be
         said once, and the others not at all.
         """
-        z, amounts = self(kept.taps.float(), dropout)
-        seen = torch.einsum("nkfl,nf->nkl", F.leaky_relu(z, LEAK), kept.weights)
-        quiet, total = kept.labels.sum(1) == 0, z.new_zeros(())
+        seen, amounts = self(kept.taps.float(), dropout)
+        seen = torch.einsum("nkfl,nf->nkl", seen, kept.weights)
+        quiet, total = kept.labels.sum(1) == 0, seen.new_zeros(())
         for kind, here in words.spans.items():
             known = kept.labels[:, here].sum(1) > 0
             if kind == "gender":
@@ -193,8 +202,8 @@ class Detectors(nn.Module):
             if known.any():
                 right, share = kept.labels[known, here].argmax(1), known.float().mean()
                 each = CONTRAST * seen[known][..., here]
-                total = total + share * F.cross_entropy(each.mean(1), right)
-                total = total + 0.5 * share * F.cross_entropy(each.flatten(0, 1), right.repeat_interleave(len(z[0])))
+                alone = F.cross_entropy(each.flatten(0, 1), right.repeat_interleave(each.shape[1]))
+                total = total + share * (F.cross_entropy(each.mean(1), right) + 0.5 * alone)
         true = kept.labels[:, None, None]
         wrong = CLOSENESS * (amounts - true).square() + ELSEWHERE * (1 - true) * amounts.abs()
         weights = kept.weights * torch.where(quiet, QUIETNESS, 1.0)[:, None]
@@ -230,8 +239,9 @@ def put_in(
     gates, targets, seen = detectors.gates(), words.targets.clone(), torch.cat(list(taps), 1)
     for kind, here in words.spans.items():
         threshold, scale = said[kind]
-        gates[:, here] -= SHARP * threshold * detectors.one[:, None]
+        gates[:, here] -= SHARP * threshold * detectors.one[:, None, None]
         targets[:, here] *= scale / SHARP
+    targets, gates = targets.repeat_interleave(gates.shape[2], dim=1), gates.flatten(1, 2)
     known = targets.norm(dim=-1).sum(0) > 0
     for k, merger in enumerate(mergers):
         assert isinstance(merger, GatedMLP)
@@ -320,7 +330,8 @@ def train(
     processes().wait()
     stored = load_file(file)
     kept, unheard = (Kept(*(stored[part + name] for name in Kept._fields)) for part in ("", "dev_"))
-    shares, detectors = shares_of(kept.labels), Detectors(*spread_of(kept), len(words.names)).to(device)
+    shares = shares_of(kept.labels)
+    detectors = Detectors(*spread_of(kept), len(words.names), recipe["units"]).to(device)
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
         picks = torch.from_numpy(rng.choice(len(shares), recipe["batch_size"], p=shares))
