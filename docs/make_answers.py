@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import moss_audio
+from moss_audio import tasks
 from moss_audio.data.scene import Pool
 from moss_audio.evaluation.suites import SCENES
 from moss_audio.inference.engine import MossAudio
@@ -24,7 +25,8 @@ PAGE = Path(__file__).with_name("answers.md")
 HEAD = """# Twenty recordings, twenty answers
 
 What MOSS-Audio-Mini says about recordings, speakers, tunes and scenes that no stage of its training heard: taken at
-even distances, not chosen, and written down as they came (`python docs/make_answers.py DATA`).
+even distances, not chosen, and written down as they came (`python docs/make_answers.py DATA`). Transcripts and event
+timelines are those of `transcribe` and `events`, the others of `ask`.
 
 | # | what is heard | asked | answered |
 |---|---|---|---|
@@ -75,8 +77,12 @@ def main() -> None:
     model: MossAudio = moss_audio.load(args.model)
     world, lines = World(SCENES, args.data, args.cache, dev=True), list[str]()
     for number, (truth, question, samples) in enumerate(recordings(world), 1):
-        transcribed = question == TRANSCRIBE
-        answer = model.transcribe(samples).text if transcribed else model.ask(samples, question).text
+        if question == TRANSCRIBE:
+            answer = model.transcribe(samples).text
+        elif question == EVENTS:
+            answer = tasks.events(model, samples).timeline()
+        else:
+            answer = model.ask(samples, question).text
         lines.append(f"| {number} | {cell(truth)} | {cell(question)} | {cell(answer)} |\n")
     PAGE.write_text(HEAD + "".join(lines), encoding="utf-8")
 

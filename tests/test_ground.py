@@ -26,7 +26,8 @@ HEARD = ("piano", "violin", "angry", "sad", "male", "female")
 ONE_EVENT = SCENES | {"shares": {"sound": 0.6, "emotion": 0.2, "music": 0.1, "nothing": 0.1}}
 RECIPE = {
     "scenes": ONE_EVENT, "least": 2, "recordings": 40, "kept_scenes": 40, "dev_clips": 30, "dev_every": 60, "seed": 0,
-    "steps": 60, "warmup": 3, "batch_size": 12, "dropout": 0.2, "weight_decay": 0.1, "units": 2,
+    "steps": 60, "warmup": 3, "batch_size": 12, "dropout": 0.2, "weight_decay": 0.1, 
+    "units": {"sound": 2, "instrument": 1, "emotion": 1, "gender": 1},
     "said": dict.fromkeys(("sound", "instrument", "emotion", "gender"), (0.0, 1.0)),
     "lr": {"weight": 1e-2, "bias": 1e-2},
 }  # fmt: skip
@@ -117,7 +118,7 @@ def frames_of(n: int, labels: list[int], seed: int = 0) -> ground.Kept:
 
 
 def trained(words, kept, steps=150):
-    detectors = ground.Detectors(*ground.spread_of(kept), 4, 2)
+    detectors = ground.Detectors(*ground.spread_of(kept), [2, 2, 1, 1])
     optimiser = torch.optim.Adam(detectors.parameters(), 0.02)
     for _ in range(steps):
         optimiser.zero_grad()
@@ -140,9 +141,9 @@ def test_units_that_do_least_say_what_the_detectors_hear(words):
         ground.put_in(mergers, detectors, words, [frames], {"sound": (0.2, 2.0), "gender": (0.0, 0.5)})
         after = torch.stack([merger(x) for merger, x in zip(mergers, frames, strict=True)])
         (z, one), (_, amounts) = detectors.units(unheard.taps), detectors(unheard.taps)
-        said = torch.nn.functional.silu(ground.SHARP * (z[..., :2, :] - 0.2 * one[..., None])) / ground.SHARP
-        said = said.sum(-1) * one
-        said = torch.cat([2 * said, 0.5 * amounts[..., 2:]], -1)
+        said = torch.nn.functional.silu(ground.SHARP * (z - 0.2 * one)) / ground.SHARP * one
+        amounts = detectors.by_label(amounts)
+        said = torch.cat([2 * detectors.by_label(said)[..., :2], 0.5 * amounts[..., 2:]], -1)
         wanted = torch.einsum("nkfl,kld->knfd", said, words.targets).flatten(1, 2)
     torch.testing.assert_close(after - before, wanted, atol=1e-3, rtol=1e-3)
     assert amounts[0, :, :, 0].mean() > 0.5 and amounts[0, :, :, 1:].abs().mean() < 0.1
@@ -154,8 +155,9 @@ def test_what_is_not_true_costs_more_in_voices(words):
     only = [ground.Kept(*(x[i : i + 1] for x in kept)) for i in (0, 2)]
     with torch.no_grad():
         before = [detectors.loss(one, words, 0.0) for one in only]
-        detectors.weight[..., 1, :] = 0
-        detectors.bias[..., 1, :] = 0.25  # heard everywhere
+        heard_everywhere = detectors.owner == 1
+        detectors.weight[..., heard_everywhere] = 0
+        detectors.bias[..., heard_everywhere] = 0.25
         sound, voice = (detectors.loss(one, words, 0.0) - was for one, was in zip(only, before, strict=True))
     assert voice > 0.1 and sound > 0.1
     wrong = ground.CLOSENESS * 0.25 + ground.ELSEWHERE * 0.5
@@ -216,7 +218,8 @@ def test_vectors_leave_the_model_as_it_is_and_the_mergers_can_say_them(data, tmp
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed and all(name.startswith("deepstack_audio_merger_list.") for name in changed)
     gates = [model.state_dict()[name] != before[name] for name in changed if "gate_proj" in name]
-    assert [int(rows.any(1).sum()) for rows in gates] == [RECIPE["units"] * int(said.sum())] * len(gates)
+    units = len(HEARD) + 2 * len(SOUNDS)
+    assert [int(rows.any(1).sum()) for rows in gates] == [units] * len(gates)
 
 
 def test_every_kind_is_asked_about_in_its_own_words(data, tmp_path, byte_tokenizer):

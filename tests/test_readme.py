@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import importlib
 import re
+import runpy
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -69,3 +73,34 @@ def test_the_public_names_are_these():
 
 def test_the_version_has_a_changelog_entry():
     assert f"## [{moss_audio.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def recipe_commands() -> list[str]:
+    """The commands of the recipes, each in one line."""
+    text = (ROOT / "recipes/README.md").read_text("utf-8").replace("\\\n", " ")
+    return [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+            for line in block.splitlines() if line.startswith("python ")]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", recipe_commands())
+def test_commands_of_the_recipes_can_be_parsed(command, monkeypatch):
+    """The parser of each takes what is written: no option that is gone, no argument too many or too few."""
+    pytest.importorskip("torch")
+    _, *words = shlex.split(command)
+    if words[0] == "-m":
+        module = importlib.import_module(words.pop(1))
+        words.pop(0)
+        main = module.main
+    else:
+        main = runpy.run_path(str(ROOT / words.pop(0)))["main"]
+    parsed = []
+
+    def parse(parser, args=None, namespace=None):
+        parsed.append(argparse.ArgumentParser.parse_known_args(parser, words))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    with pytest.raises(KeyboardInterrupt):
+        main()
+    assert [rest for _, rest in parsed] == [[]]
+    assert all((ROOT / word).exists() for word in words if word.startswith("recipes/"))

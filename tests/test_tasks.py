@@ -118,7 +118,11 @@ def test_models_that_spell_name_what_the_signal_parts():
         assert (event.start, event.end) == (pytest.approx(start, abs=0.1), pytest.approx(end, abs=0.1))
     (both,) = tasks.events(model("A beep.", "A beep.", letters="a"), samples, gap=2.0).events
     assert (both.start, both.end) == (found[0].start, found[1].end)
-    assert tasks.events(model(prompts.NOTHING, prompts.NOTHING, letters="a"), samples).events == ()
+    nothing = tasks.events(model(prompts.NOTHING, prompts.NOTHING, letters="a"), samples)
+    assert nothing.events == () and nothing.timeline() == prompts.NOTHING
+    assert spans(parse_events(tasks.events(model("A whistle.", "A beep.", letters="a"), samples).timeline(), 6)) == [
+        ("a whistle", found[0].start, found[0].end), ("a beep", found[1].start, found[1].end),
+    ]  # fmt: skip
 
 
 def test_stretches_without_a_pause_are_one_sound_if_the_model_is_unsure_of_one():

@@ -207,8 +207,7 @@ def main() -> None:
             if options:
                 answer = tasks.choose(model, samples, question=question, choices=list(options)).answer or ""
             elif question == EVENTS:
-                timeline = tasks.events(model, samples).events
-                answer = "".join(f"[{event.start}]{event.label}[{event.end}]" for event in timeline)
+                answer = tasks.events(model, samples).timeline()
             else:
                 answer = model.ask(samples, question, params=PARAMS).text
             for _ in islice(shown, 1):

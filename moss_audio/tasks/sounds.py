@@ -78,6 +78,10 @@ class EventsResult(Result):
     def to_text(self) -> str:
         return "\n".join(f"{event.start:6.2f} {event.end:6.2f}  {event.label}" for event in self.events) or NOTHING
 
+    def timeline(self) -> str:
+        """The events in the form that models answer `prompts.EVENTS` in."""
+        return "".join(f"[{event.start}]{event.label}[{event.end}]" for event in self.events) or NOTHING
+
     def rows(self) -> Rows:
         return ("start", "end", "event"), [(event.start, event.end, event.label) for event in self.events]
 

@@ -43,8 +43,8 @@ FRAMES = 16
 LONGEST = 9.0
 """Seconds of a recording that are heard."""
 
-SHARP = 20.0
-"""What the units' SiLU sees of z, so that it is nearly max(0, z): a hundred labels a little below zero add up."""
+SHARP = 60.0
+"""What the units' SiLU sees of z, so that it is nearly max(0, z): hundreds of units a little below zero add up."""
 
 LEAK = 0.1
 """Slope of what the cross-entropy sees below zero, where the units themselves have none."""
@@ -142,49 +142,52 @@ class Listener:
 
 
 class Detectors(nn.Module):
-    """Hidden units of the mergers, `n_units` a label and tap: how much of the label is heard in a frame.
+    """Hidden units of the mergers, one or more a label and tap: how much of the label is heard in a frame.
 
     Linear in the taps, as gates are: `one`, the taps along their mean, stands for the constant that a merger lacks.
-    Several units hear what several recordings of a label do not have in common.
+    Several units hear what several recordings of a label do not have in common. `owner [U]` is each unit's label.
     """
 
     mean: Tensor
     spread: Tensor
     one: Tensor
+    owner: Tensor
 
-    def __init__(self, mean: Tensor, spread: Tensor, n_labels: int, n_units: int) -> None:
-        """For taps of `mean [K, C]` and `spread [K, C]`."""
+    def __init__(self, mean: Tensor, spread: Tensor, units: Sequence[int]) -> None:
+        """For taps of `mean [K, C]` and `spread [K, C]`; `units` has the number of units of every label."""
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("spread", spread)
         self.register_buffer("one", mean / mean.square().sum(-1, keepdim=True))
-        self.weight = nn.Parameter(1e-3 * torch.randn(*mean.shape, n_labels, n_units))
-        self.bias = nn.Parameter(torch.zeros(len(mean), n_labels, n_units))
+        self.register_buffer("owner", torch.arange(len(units)).repeat_interleave(torch.tensor(units)))
+        self.weight = nn.Parameter(1e-3 * torch.randn(*mean.shape, len(self.owner)))
+        self.bias = nn.Parameter(torch.zeros(len(mean), len(self.owner)))
 
     def units(self, taps: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-        """What the units' gates see, `[N, K, F, L, U]`, of frames `[N, K, F, C]`, and the constant, `[N, K, F, 1]`.
+        """What the units' gates see, `[N, K, F, U]`, of frames `[N, K, F, C]`, and the constant, `[N, K, F, 1]`.
 
         A feature that drops out is missing in all frames of a sound.
         """
         one = torch.einsum("nkfc,kc->nkf", taps, self.one)[..., None]
         x = (taps - one * self.mean[:, None]) / self.spread[:, None]
         x = x * F.dropout(torch.ones_like(x[:, :, :1]), dropout)
-        z = torch.einsum("nkfc,kcl->nkfl", x, self.weight.flatten(2)) + one * self.bias.flatten(1)[:, None]
-        return z.unflatten(-1, self.bias.shape[1:]), one
+        return torch.einsum("nkfc,kcu->nkfu", x, self.weight) + one * self.bias[:, None], one
 
     def forward(self, taps: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-        """What the cross-entropy sees of frames `[N, K, F, C]` and what is said of them, both `[N, K, F, L]`.
-
-        1 says: it is true. The units of a label are added.
-        """
+        """What the cross-entropy sees of frames `[N, K, F, C]` and what the units say of them, `[N, K, F, U]`."""
         z, one = self.units(taps, dropout)
-        return F.leaky_relu(z, LEAK).sum(-1), (F.silu(SHARP * z) / SHARP).sum(-1) * one
+        return F.leaky_relu(z, LEAK), F.silu(SHARP * z) / SHARP * one
+
+    def by_label(self, units: Tensor) -> Tensor:
+        """What the units of each label have together, `[…, L]` of `[…, U]`; of what they say, 1 says: it is true."""
+        sums = units.new_zeros(*units.shape[:-1], int(self.owner[-1]) + 1)
+        return sums.index_add(-1, self.owner, units)
 
     def gates(self) -> Tensor:
-        """The weights `[K, L, U, C]` of the units' gates."""
-        weight = self.weight / self.spread[..., None, None]
-        constant = self.bias - torch.einsum("kc,kclu->klu", self.mean, weight)
-        return SHARP * (weight.movedim(1, -1) + constant[..., None] * self.one[:, None, None])
+        """The weights `[K, U, C]` of the units' gates."""
+        weight = self.weight / self.spread[..., None]
+        constant = self.bias - torch.einsum("kc,kcu->ku", self.mean, weight)
+        return SHARP * (weight.transpose(1, 2) + constant[..., None] * self.one[:, None])
 
     def loss(self, kept: Kept, words: Words, dropout: float) -> Tensor:
         """How far the units are from telling what is true of sounds.
@@ -192,8 +195,8 @@ class Detectors(nn.Module):
         Among the labels of a kind the true one should win, in every tap and in all together; in a frame it should be
         said once, and the others not at all.
         """
-        seen, amounts = self(kept.taps.float(), dropout)
-        seen = torch.einsum("nkfl,nf->nkl", seen, kept.weights)
+        seen, said = self(kept.taps.float(), dropout)
+        seen = torch.einsum("nkfl,nf->nkl", self.by_label(seen), kept.weights)
         quiet, total = kept.labels.sum(1) == 0, seen.new_zeros(())
         for kind, here in words.spans.items():
             known = kept.labels[:, here].sum(1) > 0
@@ -205,7 +208,8 @@ class Detectors(nn.Module):
                 alone = F.cross_entropy(each.flatten(0, 1), right.repeat_interleave(each.shape[1]))
                 total = total + share * (F.cross_entropy(each.mean(1), right) + 0.5 * alone)
         true = kept.labels[:, None, None]
-        wrong = CLOSENESS * (amounts - true).square() + ELSEWHERE * (1 - true) * amounts.abs()
+        away = CLOSENESS * (self.by_label(said) - true).square()
+        wrong = away + ELSEWHERE * (1 - true) * self.by_label(said.abs())
         weights = kept.weights * torch.where(quiet, QUIETNESS, 1.0)[:, None]
         return total + torch.einsum("nkfl,nf->nk", wrong, weights).mean()
 
@@ -214,8 +218,8 @@ class Detectors(nn.Module):
 def right(detectors: Detectors, kept: Kept, words: Words) -> dict[str, str]:
     """For every kind, of how many sounds the label is found."""
     parts = zip(*(x.split(64) for x in kept), strict=True)
-    amounts = [torch.einsum("nkfl,nf->nl", detectors(taps.float())[1], weights) for taps, weights, _ in parts]
-    said, found = torch.cat(amounts), {}
+    amounts = [torch.einsum("nkfu,nf->nu", detectors(taps.float())[1], weights) for taps, weights, _ in parts]
+    said, found = detectors.by_label(torch.cat(amounts)), {}
     for kind, here in words.spans.items():
         known = kept.labels[:, here].sum(1) > 0
         same = said[known, here].argmax(1) == kept.labels[known, here].argmax(1)
@@ -233,15 +237,16 @@ def put_in(
 ) -> None:
     """Let `mergers` add what `words` say of what `detectors` hear.
 
-    `said` has for every kind the amount from which it is said, and how loud. The units that do least for `taps`
-    `[K, S, C]` make room.
+    `said` has for every kind the amount of a unit from which it is said, and how loud. The units that do least for
+    `taps [K, S, C]` make room.
     """
     gates, targets, seen = detectors.gates(), words.targets.clone(), torch.cat(list(taps), 1)
+    thresholds = targets.new_zeros(targets.shape[1])
     for kind, here in words.spans.items():
-        threshold, scale = said[kind]
-        gates[:, here] -= SHARP * threshold * detectors.one[:, None, None]
+        thresholds[here], scale = said[kind]
         targets[:, here] *= scale / SHARP
-    targets, gates = targets.repeat_interleave(gates.shape[2], dim=1), gates.flatten(1, 2)
+    gates -= SHARP * thresholds[detectors.owner][:, None] * detectors.one[:, None]
+    targets = targets[:, detectors.owner]
     known = targets.norm(dim=-1).sum(0) > 0
     for k, merger in enumerate(mergers):
         assert isinstance(merger, GatedMLP)
@@ -331,7 +336,8 @@ def train(
     stored = load_file(file)
     kept, unheard = (Kept(*(stored[part + name] for name in Kept._fields)) for part in ("", "dev_"))
     shares = shares_of(kept.labels)
-    detectors = Detectors(*spread_of(kept), len(words.names), recipe["units"]).to(device)
+    units = [recipe["units"][kind] for kind, names in kinds.items() for _ in names]
+    detectors = Detectors(*spread_of(kept), units).to(device)
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
         picks = torch.from_numpy(rng.choice(len(shares), recipe["batch_size"], p=shares))
