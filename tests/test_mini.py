@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import moss_audio
+from moss_audio import tasks
 from moss_audio.audio import load_audio
 from moss_audio.checkpoint import find_model
 from moss_audio.evaluation.metrics import ErrorRate
@@ -37,6 +38,16 @@ def test_silence_noise_hum_and_music_have_no_words(mini):
     sounds = made(seconds=8)
     assert len(sounds) == 10 and all(samples.shape == (128_000,) for samples in sounds.values())
     assert {name: mini.transcribe(samples).text for name, samples in sounds.items()} == dict.fromkeys(sounds, "")
+
+
+def test_a_timeline_has_its_times_from_the_signal(mini):
+    pause = np.zeros(16_000, np.float32)
+    siren, man = (load_audio(EXAMPLES / name) for name in ("siren.ogg", "speech_man.ogg"))
+    found = tasks.events(mini, np.concatenate([pause, siren, pause, man])).events
+    begins = 1.0, 2.0 + len(siren) / 16_000
+    assert found[0].label == "siren" and found[0].start == pytest.approx(begins[0], abs=0.3)
+    assert any(event.start == pytest.approx(begins[1], abs=0.5) for event in found)
+    assert not any(event.end > begins[1] - 0.6 and event.start < begins[1] - 0.5 for event in found)
 
 
 def test_transcribes_speech(mini):
