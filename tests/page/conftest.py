@@ -22,7 +22,6 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 
 SAID = "We walked along the river. The boats came home."
 ANSWER = "A woman tells of a walk along a river.\n\nShe sounds calm, and nothing else is audible."
-EVENTS = "[0.4]dog barking[1.2][1.0]siren[2.5]"
 
 
 class Scripted(FakeBackend):
@@ -36,7 +35,7 @@ class Scripted(FakeBackend):
 
     def prefill(self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: Any, n_logits: int = 1) -> Any:
         asked = bytes(int(i) for i in input_ids if 0 <= i < 255).decode(errors="replace")
-        answer = SAID if "Transcribe" in asked else EVENTS if "sound events" in asked else ANSWER
+        answer = SAID if "Transcribe" in asked else ANSWER
         self._script = scripted(answer)
         return super().prefill(input_ids, audio_mask, audio, n_logits)
 

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import ANSWER, SAID, sound  # type: ignore[attr-defined]
 
+from moss_audio.inference.spans import Span
+from moss_audio.tasks import sounds
+from moss_audio.tasks.sounds import Named
+
 STATIC = Path(__file__).parents[2] / "moss_audio" / "server" / "static"
 
 
@@ -99,7 +103,9 @@ def test_questions_are_answered_in_a_conversation(page, clip):
     assert second["messages"][1]["content"] == ANSWER and second["messages"][2]["content"] == "And how?"
 
 
-def test_events_lie_under_the_outline_and_seek(page, clip):
+def test_events_lie_under_the_outline_and_seek(page, clip, monkeypatch):
+    heard = [Named(Span(0.4, 1.2), "dog barking", 0.9), Named(Span(1.0, 2.5), "siren", 0.9)]
+    monkeypatch.setattr(sounds, "name_spans", lambda listener, part: heard)
     load(page, clip)
     page.click("#find-events")
     page.wait_for_selector("#timeline button")
