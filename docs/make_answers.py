@@ -18,7 +18,7 @@ from moss_audio import tasks
 from moss_audio.data.scene import Pool
 from moss_audio.evaluation.suites import SCENES
 from moss_audio.inference.engine import MossAudio
-from moss_audio.prompts import DESCRIBE, DESCRIBE_MUSIC, EMOTION, EVENTS, TRANSCRIBE
+from moss_audio.prompts import DESCRIBE, DESCRIBE_MUSIC, EMOTION, EVENTS, NAME, TRANSCRIBE
 from moss_audio.training.scenes import World
 
 PAGE = Path(__file__).with_name("answers.md")
@@ -45,7 +45,7 @@ def recordings(world: World) -> Iterator[tuple[str, str, np.ndarray]]:
     for i in spread(speech, 5):
         yield f"“{speech.store.rows[i]['text'].lower()}”", TRANSCRIBE, speech.store[i]
     for i in spread(sounds, 5):
-        yield sounds.store.rows[i]["label"], "What sound is this?", sounds.store[i]
+        yield sounds.store.rows[i]["label"], NAME, sounds.store[i]
     for i in spread(music, 2):
         truth = music.store.rows[i]["music"]
         yield f"{', '.join(truth['instruments'])}; {truth['bpm']} bpm, {truth['key']}", DESCRIBE_MUSIC, music.store[i]

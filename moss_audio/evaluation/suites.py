@@ -25,7 +25,7 @@ from moss_audio.data import wording
 from moss_audio.data.scene import Event, Scene
 from moss_audio.inference.engine import MossAudio
 from moss_audio.inference.sampling import SamplingParams
-from moss_audio.prompts import DESCRIBE_MUSIC, EMOTION, EVENTS
+from moss_audio.prompts import DESCRIBE_MUSIC, EMOTION, EVENTS, NAME
 from moss_audio.tasks.sounds import parse_events
 from moss_audio.training.scenes import World
 
@@ -96,10 +96,10 @@ def sounds(ask: Ask, world: World, limit: int) -> Iterator[tuple[str, bool]]:
     """Naming a sound freely, and among four."""
     rng = np.random.default_rng(0)
     for label, samples in clips(world, limit):
-        yield "sound, open", nearest(ask(samples, "What sound is this?"), world.labels) == label
+        yield "sound, open", nearest(ask(samples, NAME), world.labels) == label
         options = [label, *rng.choice([x for x in world.labels if x != label], 3, replace=False).tolist()]
         rng.shuffle(options)
-        yield "sound, four choices", ask(samples, "What sound is this?", options) == label
+        yield "sound, four choices", ask(samples, NAME, options) == label
 
 
 def absent(ask: Ask, world: World, limit: int) -> Iterator[tuple[str, bool]]:

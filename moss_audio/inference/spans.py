@@ -36,6 +36,11 @@ class Span:
 
 def activity(samples: np.ndarray, voice: Voice | None = None) -> np.ndarray:
     """Whether anything sounds in each 20 ms: over the noise of its half minute, or spoken."""
+    return _active(samples, None if voice is None else spoken(samples, voice))
+
+
+def _active(samples: np.ndarray, voiced: np.ndarray | None) -> np.ndarray:
+    """`activity`, where it is known who speaks in each 20 ms."""
     levels = energy_db(samples)
     active: np.ndarray = np.zeros(len(levels), bool)
     size = 30 * STEPS
@@ -44,8 +49,8 @@ def activity(samples: np.ndarray, voice: Voice | None = None) -> np.ndarray:
         noise = np.quantile(block, 0.1) + 8
         floor = np.clip(noise, block.max() - QUIET_DB, block.max() - 24)
         active[at : at + size] = (block > floor) & (block > SILENT_DB)
-    if voice is not None:
-        active |= spoken(samples, voice)[: len(active)] & (levels > SILENT_DB)
+    if voiced is not None:
+        active |= voiced[: len(active)] & (levels > SILENT_DB)
     return active
 
 
@@ -80,11 +85,12 @@ def changes(samples: np.ndarray, least: float = CHANGE) -> np.ndarray:
 
 def spans(samples: np.ndarray, voice: Voice | None = None, change: float = CHANGE) -> list[Span]:
     """The events of a recording in order; neighbours touch where one sound follows another without a pause."""
-    speech = runs(spoken(samples, voice), gap=0.5) if voice is not None else []
+    voiced = None if voice is None else spoken(samples, voice)
+    speech = [] if voiced is None else runs(voiced, gap=0.5)
     times = [round(time * STEPS) for time in changes(samples, change)]
     places = [place for place in times if not any(start + 10 < place < end - 10 for start, end in speech)]
     found = []
-    for start, end in runs(activity(samples, voice)):
+    for start, end in runs(_active(samples, voiced)):
         inner = [place for place in places if start + 15 < place < end - 15]
         for a, b in zip([start, *inner], [*inner, end], strict=True):
             found.append(Span(a / STEPS, b / STEPS))

@@ -338,6 +338,7 @@ def train(
     shares = shares_of(kept.labels)
     units = [recipe["units"][kind] for kind, names in kinds.items() for _ in names]
     detectors = Detectors(*spread_of(kept), units).to(device)
+    processes().share(detectors.parameters())  # they begin by chance
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
         picks = torch.from_numpy(rng.choice(len(shares), recipe["batch_size"], p=shares))
