@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from moss_audio.data import wording
-from moss_audio.data.music import Note, Tune, chords, excerpt, mood_of, tempo_class, to_midi
+from moss_audio.data.music import Note, Tune, chords, excerpt, mood_of, to_midi
 from moss_audio.data.scene import Event, Pool, SampleStore, Scene, active_span, compose
+from moss_audio.signal import tempo_class
 from moss_audio.transcript import parse_timestamped
 
 

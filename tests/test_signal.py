@@ -90,3 +90,16 @@ def test_a_tone_is_its_pitch_class():
 def test_the_example_is_in_c_major():
     measured = key(load_audio(EXAMPLES / "arpeggio.ogg"))
     assert measured is not None and measured.name == "C major" and measured.name in KEYS
+
+
+@pytest.mark.parametrize("bpm", [75, 90])
+def test_the_beat_is_neither_its_half_nor_its_double(bpm):
+    """Two notes a beat, and one in the bass on each."""
+    beat = 60 / bpm
+    samples = np.zeros(int(10 * SAMPLE_RATE), np.float32)
+    for pitch, every in ((76, beat / 2), (43, beat)):
+        for time in np.arange(0.2, 9.3, every):
+            at, tone = int(time * SAMPLE_RATE), note(pitch, min(0.5, every))
+            samples[at : at + len(tone)] += tone[: len(samples) - at].astype(np.float32)
+    measured = tempo(samples)
+    assert measured is not None and abs(measured.bpm / bpm - 1) < 0.02

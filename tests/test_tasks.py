@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +213,9 @@ def test_music_says_what_was_heard_and_what_was_measured():
     result = tasks.music(model(json.dumps(said)), load_audio(EXAMPLES / "arpeggio.ogg"))
     assert result.heard is not None and result.heard.bpm == 140 and result.heard.instruments == ("piano",)
     assert result.measured_key is not None and result.measured_key.name == "C major"
-    assert ("key", "D minor", "model") in result.rows()[1] and ("key", "C major", "signal") in result.rows()[1]
+    assert result.music == replace(result.heard, key="C major", bpm=100, tempo="moderate")
+    assert ("key", "C major", "signal") in result.rows()[1] and ("style", "reel", "model") in result.rows()[1]
+    assert result.to_text().count("bpm") == 1
 
 
 def test_emotion_weighs_windows():

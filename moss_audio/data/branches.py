@@ -14,7 +14,6 @@ import numpy as np
 
 from moss_audio import signal, tasks
 from moss_audio.audio import SAMPLE_RATE
-from moss_audio.data.music import tempo_class
 from moss_audio.data.spoken import stamped
 from moss_audio.data.wording import article, capital, joined
 from moss_audio.evaluation.metrics import ErrorRate
@@ -129,7 +128,7 @@ def music(samples: np.ndarray, by: Annotators) -> Branch:
     if heard is None:
         return Branch("music", dropped=("the model hears nothing",))
     if any(abs(heard.bpm / tempo.bpm / factor - 1) <= TEMPO_TOLERANCE for factor in (0.5, 1, 2)):
-        truth |= {"bpm": round(tempo.bpm), "tempo": tempo_class(tempo.bpm)}
+        truth |= {"bpm": round(tempo.bpm), "tempo": signal.tempo_class(tempo.bpm)}
     else:
         dropped.append(f"tempo: {heard.bpm} heard, {tempo.bpm:.0f} measured")
     if heard.key == key.name:

@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from moss_audio.signal import TEMPI, tempo_class
+
 SAMPLE_RATE = 16_000
 TICKS = 480
 """MIDI ticks in a quarter note."""
@@ -80,15 +82,10 @@ class MusicTruth:
     mood: str
 
 
-def tempo_class(bpm: float) -> str:
-    """Slow below 90 beats a minute, fast from 130 on."""
-    return "slow" if bpm < 90 else "moderate" if bpm < 130 else "fast"
-
-
 def mood_of(mode: str, bpm: float) -> str:
     """A plain rule: mode and tempo give the mood."""
     moods = {"major": ("calm", "warm", "cheerful"), "minor": ("sad", "wistful", "tense")}
-    return moods[mode][("slow", "moderate", "fast").index(tempo_class(bpm))]
+    return moods[mode][TEMPI.index(tempo_class(bpm))]
 
 
 def read_tune(path: Path) -> Tune | None:

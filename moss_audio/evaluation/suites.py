@@ -12,7 +12,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -61,7 +61,8 @@ class Count:
 class Ask(Protocol):
     """A model that is asked about `samples [n]`.
 
-    With `options` it answers with one of them (`tasks.choose`), to `EVENTS` with a timeline (`tasks.events`).
+    With `options` it answers with one of them (`tasks.choose`), to `EVENTS` with a timeline (`tasks.events`), to
+    `DESCRIBE_MUSIC` as `tasks.music` does, with the tempo and the key of the signal.
     """
 
     def __call__(self, samples: np.ndarray, question: str, options: Sequence[str] = ()) -> str: ...
@@ -208,6 +209,9 @@ def main() -> None:
                 answer = tasks.choose(model, samples, question=question, choices=list(options)).answer or ""
             elif question == EVENTS:
                 answer = tasks.events(model, samples).timeline()
+            elif question == DESCRIBE_MUSIC:
+                music = tasks.music(model, samples).music
+                answer = json.dumps(asdict(music)) if music else ""
             else:
                 answer = model.ask(samples, question, params=PARAMS).text
             for _ in islice(shown, 1):

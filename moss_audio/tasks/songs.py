@@ -1,8 +1,9 @@
-"""`music`: what plays, how fast, in which key. Says which of it was heard by the model and which was measured."""
+"""`music`: what plays, how fast, in which key. What the signal can tell is measured, the rest the model hears."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,9 @@ from moss_audio.tasks.result import Result, Rows
 MEASURED_SECONDS = 30.0
 """What tempo and key are measured on: the loudest part of this length."""
 
-TEMPI = ("slow", "moderate", "fast")
-
 _MUSIC = json_object({
     "instruments": array(string(40), max_items=6),
-    "tempo": one_of(TEMPI),
+    "tempo": one_of(signal.TEMPI),
     "bpm": integer(20, 400),
     "key": one_of(signal.KEYS),
     "metre": string(12),
@@ -47,24 +46,34 @@ class MusicResult(Result):
     """`heard` is the model's answer about the loudest part, None where nothing sounds.
 
     `measured_tempo` and `measured_key` come from the signal of that part, and are None where there is no beat or no
-    tone. Where the two differ, the measure is the surer one: the Mini hears tempo and key by guess.
+    tone. `music` is what to believe: the measures where there are any, since the Mini hears tempo and key by guess.
     """
 
     heard: Music | None
     measured_tempo: signal.Tempo | None
     measured_key: signal.Key | None
 
+    @property
+    def music(self) -> Music | None:
+        """What is heard, with the tempo and the key that were measured."""
+        return replace(self.heard, **self._measured()) if self.heard else None
+
+    def _measured(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.measured_tempo:
+            bpm = round(self.measured_tempo.bpm)
+            found |= {"tempo": signal.tempo_class(bpm), "bpm": bpm}
+        return found | ({"key": self.measured_key.name} if self.measured_key else {})
+
     def to_text(self) -> str:
         return "\n".join(f"{name}: {value} ({source})" for name, value, source in self.rows()[1]) or "No music."
 
     def rows(self) -> Rows:
+        measured = self._measured()
         rows: list[tuple[str, object, str]] = []
-        for name, value in asdict(self.heard).items() if self.heard else ():
-            rows.append((name, ", ".join(value) if name == "instruments" else value, "model"))
-        if self.measured_tempo:
-            rows.append(("bpm", round(self.measured_tempo.bpm), "signal"))
-        if self.measured_key:
-            rows.append(("key", self.measured_key.name, "signal"))
+        for name, value in (asdict(self.music) if self.music else measured).items():
+            said = ", ".join(value) if name == "instruments" else value
+            rows.append((name, said, "signal" if name in measured else "model"))
         return ("field", "value", "source"), rows
 
 
