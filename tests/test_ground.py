@@ -16,7 +16,7 @@ from moss_audio.model.decoder import GatedMLP  # noqa: E402
 from moss_audio.training import ground, vectors  # noqa: E402
 from moss_audio.training.examples import Scenes  # noqa: E402
 from moss_audio.training.loop import load_weights  # noqa: E402
-from moss_audio.training.naming import Words, attributes, kinds_of  # noqa: E402
+from moss_audio.training.naming import BESIDE, Words, attributes, kinds_of  # noqa: E402
 from moss_audio.training.scenes import World, ask, is_dev, label_of  # noqa: E402
 
 KINDS = tuple(SCENES["shares"])
@@ -92,9 +92,9 @@ def test_what_is_true_of_a_clip(data, tmp_path):
     (scene,) = drawn(world, "emotion", 1)
     (event,) = scene.events
     mood = {"anger": "angry", "sadness": "sad"}[event.truth["emotion"]]
-    assert attributes(event.kind, event.label, event.truth) == (mood, event.truth["gender"])
-    assert attributes("music", "piano", {"music": {"instruments": ["piano", "harp"]}}) == ("piano", "harp")
-    assert attributes("sound", "siren", {}) == ("siren",) and attributes("speech", "speech", {"text": "x"}) == ()
+    assert attributes(event.kind, event.label, event.truth) == {mood: 1.0, event.truth["gender"]: 1.0}
+    assert attributes("music", "piano", {"music": {"instruments": ["piano", "harp"]}}) == {"piano": 1.0, "harp": BESIDE}
+    assert attributes("sound", "siren", {}) == {"siren": 1.0} and attributes("speech", "speech", {"text": "x"}) == {}
 
 
 def test_labels_of_a_kind_and_those_too_rare(data, tmp_path):
@@ -149,6 +149,16 @@ def test_units_that_do_least_say_what_the_detectors_hear(words):
     assert amounts[0, :, :, 0].mean() > 0.5 and amounts[0, :, :, 1:].abs().mean() < 0.1
 
 
+def test_what_is_heard_beside_another_is_said_less(words):
+    kept = frames_of(40, [i % 4 for i in range(40)])
+    kept.labels[::4, 1] = BESIDE  # where the first sound is, so is half of the second
+    kept.taps[::4, :, :, 1] += 1
+    detectors = trained(words, kept, 400)
+    with torch.no_grad():
+        amounts = detectors.by_label(detectors(kept.taps[::4])[1]).mean((0, 1, 2))
+    assert amounts[0] > 2 * amounts[1] > 0 and amounts[1] > 2 * amounts[2:].abs().max()
+
+
 def test_what_is_not_true_costs_more_in_voices(words):
     kept = frames_of(8, [0, 1, 2, 3, 0, 1, 2, 3])
     detectors = trained(words, kept)
@@ -170,7 +180,7 @@ def test_sounds_are_kept_where_they_are_heard(data, tmp_path, byte_tokenizer):
     listener = ground.Listener(model, words)
     mel = np.random.default_rng(0).normal(size=(80, 400)).astype(np.float32)
     (taps,) = listener.taps([mel])
-    kept = listener.kept([ground.Sound(mel, ("rain",), 0.8, 1.6), ground.Sound(mel, (), 0.0, 4.0)])
+    kept = listener.kept([ground.Sound(mel, {"rain": 1.0}, 0.8, 1.6), ground.Sound(mel, {}, 0.0, 4.0)])
     torch.testing.assert_close(kept.taps[0, :, :11].float(), taps[:, 10:21], atol=1e-2, rtol=1e-2)
     assert kept.weights[0].tolist() == pytest.approx([1 / 11] * 11 + [0] * 5)
     assert kept.weights[1].tolist() == pytest.approx([1 / 16] * 16)

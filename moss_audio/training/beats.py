@@ -1,8 +1,8 @@
 """Which period of music is its beat: a ranking learned from tunes whose tempo is known, for `signal.tempo`.
 
 `python -m moss_audio.training.beats MUSIC.jsonl` prints the weights and how many tempi are right within 8 %, of tunes
-that were learned from and of held-out ones. Linear and convex, so the same manifest gives the same weights. Plain clicks
-are learned from as well: dance tunes mostly have two or three notes a beat, and a metronome has one.
+that were learned from and of held-out ones. Linear and convex, so the same manifest gives the same weights. Plain
+clicks are learned from as well: dance tunes mostly have two or three notes a beat, and a metronome has one.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ def main() -> None:
     learned = torch.cat([features[~apart], torch.from_numpy(heard)]), torch.cat([bpm[~apart], plain])
     weights = torch.from_numpy(np.round(learn(*learned).numpy(), 2))
     print(weights.tolist())
-    off = (torch.from_numpy(BEATS)[(features @ weights).argmax(1)] / bpm - 1).abs() <= RIGHT
-    print(f"learned from {int(off[~apart].sum())}/{int((~apart).sum())}, held out {int(off[apart].sum())}/{int(apart.sum())}")
+    right = (torch.from_numpy(BEATS)[(features @ weights).argmax(1)] / bpm - 1).abs() <= RIGHT
+    for name, here in (("learned from", ~apart), ("held out", apart)):
+        print(f"{name} {int(right[here].sum())}/{int(here.sum())}")
 
 
 if __name__ == "__main__":

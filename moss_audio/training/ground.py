@@ -66,10 +66,10 @@ UNNAMED = 0.15
 
 
 class Sound(NamedTuple):
-    """A mel `[n_mels, F]` in which `labels` are true from `start` to `end` seconds."""
+    """A mel `[n_mels, F]` in which so much of `labels` is heard from `start` to `end` seconds."""
 
     mel: np.ndarray
-    labels: tuple[str, ...]
+    labels: Mapping[str, float]
     start: float
     end: float
 
@@ -78,7 +78,7 @@ def sound_of(scene: Scene, n_mels: int) -> Sound:
     """The first event of a scene; a scene without any is nothing from end to end."""
     mel = log_mel(scene.samples, n_mels)
     if not scene.events:
-        return Sound(mel, (), 0.0, scene.seconds)
+        return Sound(mel, {}, 0.0, scene.seconds)
     event = scene.events[0]
     return Sound(mel, attributes(event.kind, event.label, event.truth), event.start, event.end)
 
@@ -105,7 +105,7 @@ def recordings(pools: Sequence[Pool], n_mels: int) -> Iterator[Sound]:
 
 class Kept(NamedTuple):
     """What was heard of N sounds: `taps [N, K, FRAMES, C]`, the `weights [N, FRAMES]` of the frames that there are,
-    and which of L labels are true, `labels [N, L]`."""
+    and how much is heard of each of L labels, `labels [N, L]`: 1 is the most of its kind."""
 
     taps: Tensor
     weights: Tensor
@@ -137,7 +137,8 @@ class Listener:
             last = max(first, min(int(sound.end * FRAMES_PER_SECOND), own.shape[1] - 1))
             where = np.linspace(first, last, min(FRAMES, last - first + 1)).round().astype(int)
             frames[i, :, : len(where)], weights[i, : len(where)] = own[:, where].half(), 1 / len(where)
-            labels[i, [self.words.index[label] for label in sound.labels if label in self.words.index]] = 1
+            for label in sound.labels.keys() & self.words.index.keys():
+                labels[i, self.words.index[label]] = sound.labels[label]
         return Kept(frames, weights, labels)
 
 
@@ -192,8 +193,8 @@ class Detectors(nn.Module):
     def loss(self, kept: Kept, words: Words, dropout: float) -> Tensor:
         """How far the units are from telling what is true of sounds.
 
-        Among the labels of a kind the true one should win, in every tap and in all together; in a frame it should be
-        said once, and the others not at all.
+        Among the labels of a kind that most heard should win, in every tap and in all together; in a frame each should
+        be said as much as it is heard, and the others not at all.
         """
         seen, said = self(kept.taps.float(), dropout)
         seen = torch.einsum("nkfl,nf->nkl", self.by_label(seen), kept.weights)

@@ -37,14 +37,19 @@ def kinds_of(world: World, least: int) -> Kinds:
     return {"sound": sounds, "instrument": tuple(PROGRAMS), **voices}
 
 
-def attributes(kind: str, label: str, truth: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is true of a clip of `kind` sound, speech or music, the most telling first."""
+BESIDE = 0.5
+"""How much is heard of an instrument that accompanies the first."""
+
+
+def attributes(kind: str, label: str, truth: Mapping[str, Any]) -> dict[str, float]:
+    """What is true of a clip of `kind` sound, speech or music, the most telling first, and how much of it is heard."""
     if kind == "music":
-        return tuple(truth["music"]["instruments"])
+        first, *others = truth["music"]["instruments"]
+        return {first: 1.0, **dict.fromkeys(others, BESIDE)}
     if kind == "sound":
-        return (label,)
+        return {label: 1.0}
     emotion, gender = EMOTION_WORDS.get(truth.get("emotion", "")), truth.get("gender")
-    return (*([emotion] if emotion else []), *([gender] if gender in VOICES else []))
+    return ({emotion: 1.0} if emotion else {}) | ({gender: 1.0} if gender in VOICES else {})
 
 
 @torch.no_grad()

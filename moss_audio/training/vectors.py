@@ -65,12 +65,12 @@ FRAMES = (6, 20)
 
 @dataclass(frozen=True)
 class Heard:
-    """A recording as the decoder has it: what is true of it, `embeds [S, D]`, `states [K, S, D]` of the mergers.
+    """A recording as the decoder has it: how much of what is heard, `embeds [S, D]`, `states [K, S, D]` of the mergers.
 
     `spelled` are its letters; `text` is what is said, where that is known and short.
     """
 
-    labels: tuple[str, ...]
+    labels: Mapping[str, float]
     embeds: Tensor
     states: Tensor
     spelled: str
@@ -85,9 +85,9 @@ class Heard:
 
 
 class Recording(NamedTuple):
-    """A mel `[n_mels, F]`, what is true of it, the most informative first, and what is said."""
+    """A mel `[n_mels, F]`, how much of what is heard, the most informative first, and what is said."""
 
-    labels: tuple[str, ...]
+    labels: Mapping[str, float]
     mel: np.ndarray
     text: str = ""
 
@@ -159,7 +159,7 @@ class VectorReader(Reader):
         """Mean cross-entropy of the answers' tokens, in nats."""
         value, index, inputs, states = vectors.value, vectors.index, [], []
         for one in asked:
-            own = value[:, [index[label] for label in one.heard.labels]].sum(1)
+            own = torch.stack([part * value[:, index[label]] for label, part in one.heard.labels.items()]).sum(0)
             states.append(one.heard.states + (one.share * own + one.blur * value[:, index[one.other]])[:, None])
             mel = np.zeros((self.processor.config.n_mels, int(len(one.heard.embeds) * 100 / FRAMES_PER_SECOND)))
             message = self._ask(mel, one.question, one.heard.spelled)
@@ -180,7 +180,7 @@ class Questions:
     def __init__(self, recordings: Sequence[Heard], kinds: Kinds, share: tuple[float, float], blur: float) -> None:
         self.by_label: dict[str, list[Heard]] = {}
         for heard in recordings:
-            for label in heard.labels:
+            for label in (label for label, amount in heard.labels.items() if amount == 1):
                 self.by_label.setdefault(label, []).append(heard)
         self.labels, self.share, self.blur = sorted(self.by_label), share, blur
         self._kinds = {label: kind for kind, labels in kinds.items() for label in labels}
@@ -236,11 +236,12 @@ def recordings_of(world: World, kinds: Kinds, n_mels: int, most: int, rng: np.ra
     for pool in [*(pool for pool, _ in (*world.sounds, *world.speech)), world.music, world.emotion]:
         for i in rng.permutation(sorted(i for rows in pool.by_label.values() for i in rows)).tolist():
             row = pool.store.rows[i]
-            labels = tuple(label for label in attributes(pool.kind, label_of(row), row) if label in wanted)
+            heard = attributes(pool.kind, label_of(row), row)
+            labels = {label: amount for label, amount in heard.items() if label in wanted}
             english = pool.kind == "speech" and row.get("language", "en") == "en"
             short = english and pool.store.lengths[i] < LONGEST_SAID * SAMPLE_RATE
             text = sentence(wording.cased(row["text"])) if short and row.get("text") else ""
-            key = f"{labels[:1]} {'said' if text else ''}"
+            key = f"{next(iter(labels), None)} {'said' if text else ''}"
             if labels and counts[key] < most * (MANY if text else 1):
                 counts[key] += 1
                 samples = pool.store[i] if text else active_span(pool.store[i], LONGEST)
