@@ -7,7 +7,7 @@ import pytest
 from fakes import END, VOCAB, ByteTokenizer, FakeBackend, hashed, prompt, scripted, uniform
 
 from moss_audio.errors import BackendError, PromptError
-from moss_audio.inference.generate import collect, generate
+from moss_audio.inference.generate import collect, generate, score
 from moss_audio.inference.sampling import Sampler, SamplingParams
 
 TOKENIZER = ByteTokenizer()
@@ -184,3 +184,22 @@ def test_parameters_are_checked_by_name_and_value(name, value):
     with pytest.raises(PromptError) as caught:
         replace(SamplingParams(), **{name: value})
     assert name in str(caught.value) and repr(value) in str(caught.value) and "valid" in str(caught.value)
+
+
+def test_answers_are_scored_as_a_whole_and_leave_no_trace():
+    answers = [list(b"ab"), list(b"c"), list(b"abcd")]
+
+    def alone(answer):
+        rows = [hashed(answer[:i]).astype(np.float64) for i in range(len(answer))]
+        return sum(row[token] - np.logaddexp.reduce(row) for row, token in zip(rows, answer, strict=True))
+
+    backend = FakeBackend(hashed)
+    scores = score(backend, prompt(), answers)
+    assert scores == pytest.approx([alone(answer) for answer in answers])
+    assert score(backend, prompt(), answers[::-1]) == pytest.approx(scores[::-1])
+    assert backend.passes == 4  # what is one token long needs none
+
+
+def test_answers_that_do_not_fit_are_refused():
+    with pytest.raises(PromptError, match="shorten them"):
+        score(FakeBackend(hashed, max_positions=12), prompt("12345678"), [[1], [1] * 5])

@@ -233,6 +233,22 @@ def test_choose_can_only_answer_with_a_letter():
     assert (spelled.letter, spelled.answer) == ("B", "a cat")
 
 
+def test_a_choice_is_as_likely_as_all_of_it():
+    """The first letter of the cat is likelier, and then nothing is like a cat."""
+
+    def said(emitted):
+        logits = np.zeros(260, np.float32)
+        logits[ord("A")] = 9.0 if emitted else 0.0
+        logits[ord("C" if not emitted else "x")] = 2.0
+        if emitted[:1] == list(b"D") and len(emitted) < 4:
+            logits[b"Dog."[len(emitted)]] = 20.0
+        return logits
+
+    cats = tasks.choose(model(score=said, letters="hear hear"), NOISE, question="What?", choices=["cat", "dog"])
+    assert cats.answer == "dog" and cats.probability > 0.99
+    assert cats.usage.completion_tokens == 4 and cats.cost.finish_reason == "stop"
+
+
 def test_a_loop_is_cut_and_marked():
     result = tasks.describe(model("A dog. " + "and on " * 60), NOISE)
     assert result.text == "A dog. and on" and result.cost.finish_reason == "length"

@@ -6,7 +6,7 @@ Knows tokens, drafts, stop rules and counts. Does not know what the prompt asks,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -170,6 +170,29 @@ def _tokens(
         if draft is not None:
             proposal = draft(emitted)[: budget - len(emitted) - 1]
         rows = backend.decode(cache, np.array([emitted[-1], *proposal], dtype=np.int64))
+
+
+def score(
+    backend: Backend, inputs: Inputs, answers: Sequence[Sequence[int]], audio: AudioEmbeds | None = None
+) -> list[float]:
+    """The log-probability that the answer to a prompt begins with the tokens of each of `answers`, none of them empty.
+
+    Raises `PromptError` where the longest does not fit behind the prompt.
+    """
+    if max(map(len, answers)) > room(backend, inputs):
+        raise PromptError("the answers to choose among do not fit into the context behind the prompt; shorten them")
+    if audio is None and inputs.mels:
+        audio = backend.encode_audio(inputs.mels)
+    cache, first = backend.prefill(inputs.input_ids, inputs.audio_mask, audio)
+    scores: list[float] = []
+    for ids in answers:
+        more = [backend.decode(cache, np.array(ids[:-1], np.int64))] if len(ids) > 1 else []
+        backend.rewind(cache, len(inputs.input_ids))
+        logits = np.concatenate([first, *more]).astype(np.float64)
+        own = logits[np.arange(len(ids)), list(ids)] - np.logaddexp.reduce(logits, axis=1)
+        check_finite(float(own.sum()))
+        scores.append(float(own.sum()))
+    return scores
 
 
 def split_reasoning(text: str) -> tuple[str | None, str]:

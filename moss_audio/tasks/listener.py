@@ -15,8 +15,8 @@ import numpy as np
 
 from moss_audio.audio import SAMPLE_RATE
 from moss_audio.inference.engine import MossAudio, Transcript, split_reasoning
-from moss_audio.inference.generate import FinishReason, Usage, generate, room
-from moss_audio.inference.grammar import Options, State
+from moss_audio.inference.generate import FinishReason, Usage, count_usage, generate, room, score
+from moss_audio.inference.grammar import State
 from moss_audio.inference.grammar_tokens import Constraint, vocabulary
 from moss_audio.inference.letters import is_silent
 from moss_audio.inference.longform import windows
@@ -81,12 +81,16 @@ class Listener:
     def choose(
         self, samples: np.ndarray, question: str, texts: tuple[str, ...], *, speech: bool = False
     ) -> Choice | None:
-        """One of `texts`, whichever the model finds likeliest; None in the cases of `fill`."""
+        """One of `texts`, whichever the model finds likeliest as a whole; None in the cases of `fill`."""
         prompt = self._listen(samples, question, speech)
-        if prompt is None:
+        if prompt is None or self.cancelled():
             return None
-        picked = Choice(*self._write(prompt, (Options(tuple(text.encode() for text in texts)),)))
-        return None if self.cancelled() else picked
+        answers = [self.model.tokenizer.encode(text) for text in texts]
+        scores = score(self.model.backend, prompt.inputs, answers, prompt.audio)
+        best = int(np.argmax(scores))
+        self._usage += count_usage(prompt.inputs, len(answers[best]))
+        self._reasons.add("stop")
+        return Choice(texts[best], math.exp(scores[best] - float(np.logaddexp.reduce(scores))))
 
     def transcribe(
         self,
