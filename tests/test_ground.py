@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import save_file  # noqa: E402
 from toys import SCENES, SOUNDS, tiny_config, tiny_processor, write_world  # noqa: E402
 
 from moss_audio.data.manifest import held_out  # noqa: E402
@@ -114,7 +115,7 @@ def frames_of(n: int, labels: list[int], seed: int = 0) -> ground.Kept:
     for i, label in enumerate(labels):
         taps[i, :, :, label] += 2
         true[i, label] = 1
-    return ground.Kept(taps, torch.full((n, ground.FRAMES), 1 / ground.FRAMES), true)
+    return ground.Kept(taps, torch.full((n, ground.FRAMES), 1 / ground.FRAMES), true, torch.zeros(n))
 
 
 def trained(words, kept, steps=150):
@@ -142,10 +143,12 @@ def test_units_that_do_least_say_what_the_detectors_hear(words):
         after = torch.stack([merger(x) for merger, x in zip(mergers, frames, strict=True)])
         (z, one), (_, amounts) = detectors.units(unheard.taps), detectors(unheard.taps)
         said = torch.nn.functional.silu(ground.SHARP * (z - 0.2 * one)) / ground.SHARP * one
+        told = ground.told(detectors, words, frames, {"sound": (0.2, 2.0), "gender": (0.0, 0.5)})
         amounts = detectors.by_label(amounts)
         said = torch.cat([2 * detectors.by_label(said)[..., :2], 0.5 * amounts[..., 2:]], -1)
         wanted = torch.einsum("nkfl,kld->knfd", said, words.targets).flatten(1, 2)
     torch.testing.assert_close(after - before, wanted, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(told @ words.targets, wanted, atol=1e-3, rtol=1e-3)
     assert amounts[0, :, :, 0].mean() > 0.5 and amounts[0, :, :, 1:].abs().mean() < 0.1
 
 
@@ -230,6 +233,40 @@ def test_vectors_leave_the_model_as_it_is_and_the_mergers_can_say_them(data, tmp
     gates = [model.state_dict()[name] != before[name] for name in changed if "gate_proj" in name]
     units = len(HEARD) + 2 * len(SOUNDS)
     assert [int(rows.any(1).sum()) for rows in gates] == [units] * len(gates)
+
+
+def test_vectors_learn_on_through_detectors_that_have_not_heard_a_recording(data, tmp_path, byte_tokenizer):
+    torch.manual_seed(0)
+    model, processor = AudioLM(tiny_config()), tiny_processor(byte_tokenizer)
+    recipe = {
+        "scenes": SCENES, "least": 2, "recordings": 2, "share": [0.5, 1.0], "blur": 0.2, "dev_every": 3, "seed": 0,
+        "steps": 3, "warmup": 1, "batch_size": 6, "weight_decay": 0.0, "scale": 1.0, "lr": {"moved": 0.3},
+    }  # fmt: skip
+    vectors.train(model, processor, recipe, data, tmp_path / "vectors.safetensors", resume=False)
+    learned, state = tmp_path / "vectors.vectors", tmp_path / "ground.safetensors"
+    ground.train(deepcopy(model), processor, RECIPE | {"halves": True}, data, state, False, learned)
+    assert all(file.is_file() for file in ground.halves_beside(state))
+
+    kinds = kinds_of(World(SCENES, data, tmp_path), 2)
+    before = vectors.Vectors.learned(learned)
+    halves = vectors.Halves(state, kinds, list(before.index), torch.device("cpu"))
+    taps = torch.randn(len(before.start), 5, halves.detectors[0].mean.shape[-1])
+    torch.testing.assert_close(
+        halves.tell(taps, 0), ground.told(halves.detectors[1], halves.words, taps, RECIPE["said"])[..., halves.columns]
+    )
+    vectors.train(model, processor, recipe, data, tmp_path / "read.safetensors", False, learned, state)
+    after = vectors.Vectors.learned(tmp_path / "read.vectors")
+    assert after.index == before.index and not torch.equal(after.start, before.start)
+    with pytest.raises(ValueError, match="has no vectors of"):
+        few = tmp_path / "few.vectors"
+        save_file({"vectors": before.start[:, :1].contiguous()}, few, {"labels": json.dumps(["siren"])})
+        vectors.train(model, processor, recipe, data, tmp_path / "few.safetensors", False, few)
+
+
+def test_a_recording_is_of_one_half():
+    assert [ground.half_of({"fold": fold, "audio": "x"}) for fold in (1, 2)] == [1, 0]
+    tunes = [ground.half_of({"tune": f"tune {i}", "audio": f"{i}.wav"}) for i in range(100)]
+    assert 30 < sum(tunes) < 70 and ground.half_of({"tune": "tune 7", "audio": "other.wav"}) == tunes[7]
 
 
 def test_every_kind_is_asked_about_in_its_own_words(data, tmp_path, byte_tokenizer):

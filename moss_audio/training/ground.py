@@ -8,6 +8,8 @@ stage *vectors* learned, which one reads as it is.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from moss_audio.audio import SAMPLE_RATE, audio_frames, log_mel
 from moss_audio.config import FRAMES_PER_SECOND
+from moss_audio.data.manifest import Row
 from moss_audio.data.scene import Pool, Scene
 from moss_audio.model.audio_lm import AudioLM
 from moss_audio.model.decoder import GatedMLP
@@ -66,12 +69,21 @@ UNNAMED = 0.15
 
 
 class Sound(NamedTuple):
-    """A mel `[n_mels, F]` in which so much of `labels` is heard from `start` to `end` seconds."""
+    """A mel `[n_mels, F]` in which so much of `labels` is heard from `start` to `end` seconds, of half `half`."""
 
     mel: np.ndarray
     labels: Mapping[str, float]
     start: float
     end: float
+    half: int = 0
+
+
+def half_of(row: Row) -> int:
+    """To which half of the recordings a row belongs, 0 or 1: by fold, tune or speaker, so that none is in both."""
+    if "fold" in row:
+        return int(row["fold"]) % 2
+    own = str(row.get("tune") or row.get("speaker") or row.get("audio"))
+    return hashlib.sha1(own.encode()).digest()[0] % 2
 
 
 def sound_of(scene: Scene, n_mels: int) -> Sound:
@@ -80,7 +92,8 @@ def sound_of(scene: Scene, n_mels: int) -> Sound:
     if not scene.events:
         return Sound(mel, {}, 0.0, scene.seconds)
     event = scene.events[0]
-    return Sound(mel, attributes(event.kind, event.label, event.truth), event.start, event.end)
+    labels = attributes(event.kind, event.label, event.truth)
+    return Sound(mel, labels, event.start, event.end, half_of(event.truth))
 
 
 class Scenes:
@@ -100,16 +113,17 @@ def recordings(pools: Sequence[Pool], n_mels: int) -> Iterator[Sound]:
     for store, kind, i in sorted(clips, key=lambda clip: int(clip[0].lengths[clip[2]])):
         samples, truth = store[i][: int(LONGEST * SAMPLE_RATE)], store.rows[i]
         labels = attributes(kind, label_of(truth), truth)
-        yield Sound(log_mel(samples, n_mels), labels, 0.0, len(samples) / SAMPLE_RATE)
+        yield Sound(log_mel(samples, n_mels), labels, 0.0, len(samples) / SAMPLE_RATE, half_of(truth))
 
 
 class Kept(NamedTuple):
     """What was heard of N sounds: `taps [N, K, FRAMES, C]`, the `weights [N, FRAMES]` of the frames that there are,
-    and how much is heard of each of L labels, `labels [N, L]`: 1 is the most of its kind."""
+    how much is heard of each of L labels, `labels [N, L]`: 1 is the most of its kind, and their `halves [N]`."""
 
     taps: Tensor
     weights: Tensor
     labels: Tensor
+    halves: Tensor
 
 
 class Listener:
@@ -139,7 +153,7 @@ class Listener:
             frames[i, :, : len(where)], weights[i, : len(where)] = own[:, where].half(), 1 / len(where)
             for label in sound.labels.keys() & self.words.index.keys():
                 labels[i, self.words.index[label]] = sound.labels[label]
-        return Kept(frames, weights, labels)
+        return Kept(frames, weights, labels, torch.tensor([sound.half for sound in sounds]))
 
 
 class Detectors(nn.Module):
@@ -218,8 +232,8 @@ class Detectors(nn.Module):
 @torch.no_grad()
 def right(detectors: Detectors, kept: Kept, words: Words) -> dict[str, str]:
     """For every kind, of how many sounds the label is found."""
-    parts = zip(*(x.split(64) for x in kept), strict=True)
-    amounts = [torch.einsum("nkfu,nf->nu", detectors(taps.float())[1], weights) for taps, weights, _ in parts]
+    parts = zip(kept.taps.split(64), kept.weights.split(64), strict=True)
+    amounts = [torch.einsum("nkfu,nf->nu", detectors(taps.float())[1], weights) for taps, weights in parts]
     said, found = detectors.by_label(torch.cat(amounts)), {}
     for kind, here in words.spans.items():
         known = kept.labels[:, here].sum(1) > 0
@@ -228,24 +242,42 @@ def right(detectors: Detectors, kept: Kept, words: Words) -> dict[str, str]:
     return found
 
 
+Said = Mapping[str, Sequence[float]]
+"""For every kind the amount of a unit from which it is said, and how loud."""
+
+
+def thresholds_of(words: Words, said: Said) -> tuple[Tensor, Tensor]:
+    """The two numbers of `said` for every label, `[L]` and `[L]`."""
+    both = words.targets.new_zeros(2, len(words.names))
+    for kind, here in words.spans.items():
+        both[:, here] = both.new_tensor(said[kind])[:, None]
+    return both[0], both[1]
+
+
+@torch.no_grad()
+def told(detectors: Detectors, words: Words, taps: Tensor, said: Said) -> Tensor:
+    """How much of each label's vector mergers would add, `[K, S, L]`, to frames `taps [K, S, C]` after `put_in`."""
+    thresholds, loudness = thresholds_of(words, said)
+    z, one = detectors.units(taps[None])
+    units = F.silu(SHARP * (z - thresholds[detectors.owner] * one)) / SHARP * one
+    return detectors.by_label(units)[0] * loudness
+
+
 @torch.no_grad()
 def put_in(
     mergers: Sequence[nn.Module] | nn.ModuleList,
     detectors: Detectors,
     words: Words,
     taps: Sequence[Tensor],
-    said: Mapping[str, Sequence[float]],
+    said: Said,
 ) -> None:
     """Let `mergers` add what `words` say of what `detectors` hear.
 
-    `said` has for every kind the amount of a unit from which it is said, and how loud. The units that do least for
-    `taps [K, S, C]` make room.
+    The units that do least for `taps [K, S, C]` make room.
     """
-    gates, targets, seen = detectors.gates(), words.targets.clone(), torch.cat(list(taps), 1)
-    thresholds = targets.new_zeros(targets.shape[1])
-    for kind, here in words.spans.items():
-        thresholds[here], scale = said[kind]
-        targets[:, here] *= scale / SHARP
+    gates, seen = detectors.gates(), torch.cat(list(taps), 1)
+    thresholds, loudness = thresholds_of(words, said)
+    targets = words.targets * loudness[:, None] / SHARP
     gates -= SHARP * thresholds[detectors.owner][:, None] * detectors.one[:, None]
     targets = targets[:, detectors.owner]
     known = targets.norm(dim=-1).sum(0) > 0
@@ -304,6 +336,12 @@ def pools_of(world: World) -> list[Pool]:
     return [*(pool for pool, _ in world.sounds), world.music, world.emotion]
 
 
+def halves_beside(state: Path) -> tuple[Path, Path]:
+    """Where a recipe with `halves` leaves the detectors that heard each half, with what is said of them."""
+    first, second = (state.with_name(f"{state.stem}_half{half}.safetensors") for half in (0, 1))
+    return first, second
+
+
 def train(
     model: AudioLM,
     processor: Processor,
@@ -315,7 +353,8 @@ def train(
 ) -> None:
     """Run the stage as the recipe says; `state` is where the mergers go, with samples in `pcm` beside it.
 
-    What was heard is kept in `STATE.taps`, the detectors under way in `STATE.detectors`.
+    What was heard is kept in `STATE.taps`, the detectors under way in `STATE.detectors`. With `halves` two more sets of
+    detectors are fitted, each to half of the recordings: what they say of the other half is what unheard ones are like.
     """
     n_mels, cache, file = processor.config.n_mels, state.parent / "pcm", state.with_suffix(".taps")
     world = World(recipe["scenes"], data, cache)
@@ -336,20 +375,28 @@ def train(
     processes().wait()
     stored = load_file(file)
     kept, unheard = (Kept(*(stored[part + name] for name in Kept._fields)) for part in ("", "dev_"))
-    shares = shares_of(kept.labels)
     units = [recipe["units"][kind] for kind, names in kinds.items() for _ in names]
-    detectors = Detectors(*spread_of(kept), units).to(device)
-    processes().share(detectors.parameters())  # they begin by chance
 
-    def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
-        picks = torch.from_numpy(rng.choice(len(shares), recipe["batch_size"], p=shares))
-        batch = Kept(*(x[picks].to(device) for x in kept))
-        return detectors.loss(batch, words, recipe["dropout"]), len(picks)
+    def fitted(here: Tensor, file: Path) -> Detectors:
+        """Detectors of what is kept `here [N]`."""
+        where = here.nonzero()[:, 0]
+        shares = shares_of(kept.labels[where])
+        detectors = Detectors(*spread_of(kept), units).to(device)
+        processes().share(detectors.parameters())  # they begin by chance
 
-    def dev() -> dict[str, Any]:
-        return right(detectors, unheard, words)
+        def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:
+            picks = where[rng.choice(len(shares), recipe["batch_size"], p=shares)]
+            batch = Kept(*(x[picks].to(device) for x in kept))
+            return detectors.loss(batch, words, recipe["dropout"]), len(picks)
 
-    fit(detectors, Plan.of(recipe), loss_of, dev, state.with_suffix(".detectors"), resume)
+        fit(detectors, Plan.of(recipe), loss_of, lambda: right(detectors, unheard, words), file, resume)
+        return detectors
+
+    for half, file in enumerate(halves_beside(state) if recipe.get("halves") else ()):
+        part = fitted(kept.halves == half, file.with_suffix(".detectors"))
+        if processes().rank == 0:
+            save_file(part.state_dict(), file, {"said": json.dumps(recipe["said"])})
+    detectors = fitted(torch.ones(len(kept.labels), dtype=torch.bool), state.with_suffix(".detectors"))
     mergers = model.deepstack_audio_merger_list
     put_in(mergers, detectors, words, few, recipe["said"])
     if processes().rank == 0:

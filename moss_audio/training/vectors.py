@@ -1,8 +1,10 @@
 """Stage *vectors*: what would have to be added to a sound's frames for the language model to read its name there.
 
-`python -m moss_audio.training.vectors RECIPE DATA OUT --model FOLDER [--letters STATE] [--resume]`. The network is
-frozen; a vector a label and tap is learned through it, from questions about short recordings. *Ground* lets the mergers
-add these (`--vectors`), so a language model that is as it was reads sounds, instruments and voices that it could not.
+`python -m moss_audio.training.vectors RECIPE DATA OUT --model FOLDER [--letters STATE] [--vectors FILE --ground STATE]
+[--resume]`. The network is frozen; a vector a label and tap is learned through it, from questions about short
+recordings. *Ground* lets the mergers add these (`--vectors`), so a language model that is as it was reads sounds,
+instruments and voices that it could not. What mergers say of unheard recordings is less clear than a vector alone: with
+`--ground`, the vectors of `--vectors` learn on where detectors that have not heard a recording say what they say of it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -32,8 +35,9 @@ from moss_audio.processor import Processor, collate
 from moss_audio.prompts import CAPTION_SPEECH, DESCRIBE_MUSIC, TRANSCRIBE
 from moss_audio.training import stage
 from moss_audio.training.align import Reader
+from moss_audio.training.ground import Detectors, Said, half_of, halves_beside, told
 from moss_audio.training.loop import Plan, fit
-from moss_audio.training.naming import Kinds, attributes, kinds_of
+from moss_audio.training.naming import Kinds, Words, attributes, kinds_of
 from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
 from moss_audio.training.scenes import World, label_of
@@ -67,7 +71,8 @@ FRAMES = (6, 20)
 class Heard:
     """A recording as the decoder has it: how much of what is heard, `embeds [S, D]`, `states [K, S, D]` of the mergers.
 
-    `spelled` are its letters; `text` is what is said, where that is known and short.
+    `spelled` are its letters; `text` is what is said, where that is known and short; `told [K, S, L]` is how much of
+    each vector its frames get, None where that is left to chance.
     """
 
     labels: Mapping[str, float]
@@ -75,13 +80,15 @@ class Heard:
     states: Tensor
     spelled: str
     text: str = ""
+    told: Tensor | None = None
 
     def part(self, rng: np.random.Generator) -> Heard:
         """Some frames in a row."""
         n = min(len(self.embeds), int(rng.integers(FRAMES[0], FRAMES[1] + 1)))
         start = int(rng.integers(len(self.embeds) - n + 1))
         here = slice(start, start + n)
-        return replace(self, embeds=self.embeds[here], states=self.states[:, here])
+        told = None if self.told is None else self.told[:, here]
+        return replace(self, embeds=self.embeds[here], states=self.states[:, here], told=told)
 
 
 class Recording(NamedTuple):
@@ -90,6 +97,7 @@ class Recording(NamedTuple):
     labels: Mapping[str, float]
     mel: np.ndarray
     text: str = ""
+    half: int = 0
 
 
 class Asked(NamedTuple):
@@ -126,6 +134,12 @@ class Vectors(nn.Module):
         return self.start + self.unit * self.moved
 
     @classmethod
+    def learned(cls, file: Path) -> Vectors:
+        """Those that a run of this stage left in `file`."""
+        with safe_open(file, framework="pt") as state:
+            return cls(json.loads(state.metadata()["labels"]), state.get_tensor("vectors"))
+
+    @classmethod
     def between(cls, recordings: Sequence[Heard], scale: float) -> Vectors:
         """Begin `scale` times as far from the mean of all states as a label's are; rare labels nearer."""
         labels = sorted({label for heard in recordings for label in heard.labels})
@@ -135,11 +149,30 @@ class Vectors(nn.Module):
         return cls(labels, scale * (sums / (has.sum(0) + 2)[:, None]))
 
 
+class Halves:
+    """What detectors that *ground* fitted to one half of the recordings say of the other, in vectors of `labels`."""
+
+    def __init__(self, state: Path, kinds: Kinds, labels: Sequence[str], device: torch.device) -> None:
+        self.words = Words(kinds, torch.zeros(1, sum(map(len, kinds.values())), 1, device=device))
+        self.detectors, self.columns = list[Detectors](), [self.words.index[label] for label in labels]
+        for file in halves_beside(state):
+            with safe_open(file, framework="pt", device=str(device)) as stored:
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+                self.said: Said = json.loads(stored.metadata()["said"])
+            detectors = Detectors(tensors["mean"], tensors["spread"], torch.bincount(tensors["owner"]).tolist())
+            detectors.load_state_dict(tensors)
+            self.detectors.append(detectors)
+
+    def tell(self, taps: Tensor, half: int) -> Tensor:
+        """How much of each vector the frames `taps [K, S, C]` of a recording of `half` get, `[K, S, L]`."""
+        return told(self.detectors[1 - half], self.words, taps, self.said)[..., self.columns]
+
+
 class VectorReader(Reader):
     """The frozen network, asked about recordings that it heard before."""
 
     @torch.no_grad()
-    def keep(self, recordings: Sequence[Recording]) -> list[Heard]:
+    def keep(self, recordings: Sequence[Recording], halves: Halves | None = None) -> list[Heard]:
         """Hear recordings once; those of like length together."""
         kept = []
         ordered = sorted(recordings, key=lambda recording: recording.mel.shape[1])
@@ -147,20 +180,25 @@ class VectorReader(Reader):
             part = ordered[start : start + BATCH]
             with autocast(self.device):
                 out = self.hear([recording.mel for recording in part])
-                audio = self.model.adapt_output(out)
+                audio, taps = self.model.adapt_output(out), self.model.stacked_taps(out)
             lengths = [audio_frames(recording.mel.shape[1]) for recording in part]
             states = audio.deepstack.float().split(lengths, dim=1)
-            heard = audio.embeds.float().split(lengths), states, self._spelled(out)
-            for one, embeds, own, spelled in zip(part, *heard, strict=True):
-                kept.append(Heard(one.labels, embeds.clone(), own.clone(), spelled.quoted, one.text))
+            heard = audio.embeds.float().split(lengths), states, taps.float().split(lengths, dim=1), self._spelled(out)
+            for one, embeds, own, tapped, spelled in zip(part, *heard, strict=True):
+                telling = halves.tell(tapped, one.half) if halves else None
+                kept.append(Heard(one.labels, embeds.clone(), own.clone(), spelled.quoted, one.text, telling))
         return kept
 
     def answer_loss(self, asked: Sequence[Asked], vectors: Vectors) -> Tensor:
         """Mean cross-entropy of the answers' tokens, in nats."""
         value, index, inputs, states = vectors.value, vectors.index, [], []
         for one in asked:
-            own = torch.stack([part * value[:, index[label]] for label, part in one.heard.labels.items()]).sum(0)
-            states.append(one.heard.states + (one.share * own + one.blur * value[:, index[one.other]])[:, None])
+            if one.heard.told is None:
+                own = torch.stack([part * value[:, index[label]] for label, part in one.heard.labels.items()]).sum(0)
+                added = (one.share * own + one.blur * value[:, index[one.other]])[:, None]
+            else:
+                added = one.heard.told @ value
+            states.append(one.heard.states + added)
             mel = np.zeros((self.processor.config.n_mels, int(len(one.heard.embeds) * 100 / FRAMES_PER_SECOND)))
             message = self._ask(mel, one.question, one.heard.spelled)
             turns = [message, Message.of("assistant", one.answer)]
@@ -245,20 +283,35 @@ def recordings_of(world: World, kinds: Kinds, n_mels: int, most: int, rng: np.ra
             if labels and counts[key] < most * (MANY if text else 1):
                 counts[key] += 1
                 samples = pool.store[i] if text else active_span(pool.store[i], LONGEST)
-                kept.append(Recording(labels, log_mel(samples, n_mels), text))
+                kept.append(Recording(labels, log_mel(samples, n_mels), text, half_of(row)))
     return kept
 
 
 def train(
-    model: AudioLM, processor: Processor, recipe: Mapping[str, Any], data: Path, state: Path, resume: bool
+    model: AudioLM,
+    processor: Processor,
+    recipe: Mapping[str, Any],
+    data: Path,
+    state: Path,
+    resume: bool,
+    learned: Path | None = None,
+    ground: Path | None = None,
 ) -> None:
-    """Run the stage as the recipe says; `state` holds how far the vectors moved, `STATE.vectors` what they are."""
+    """Run the stage as the recipe says; `state` holds how far the vectors moved, `STATE.vectors` what they are.
+
+    With `learned` it goes on from those vectors; with the state of `ground` too, as its detectors say them.
+    """
     n_mels, rng = processor.config.n_mels, np.random.default_rng(recipe["seed"])
     model.requires_grad_(False).eval()
     world, reader = World(recipe["scenes"], data, state.parent / "pcm"), VectorReader(model, processor)
     kinds = kinds_of(world, recipe["least"])
-    kept = reader.keep(recordings_of(world, kinds, n_mels, recipe["recordings"], rng))
-    vectors = Vectors.between(kept, recipe["scale"])
+    recordings = recordings_of(world, kinds, n_mels, recipe["recordings"], rng)
+    vectors = Vectors.learned(learned).to(reader.device) if learned else None
+    if vectors and (missing := {label for one in recordings for label in one.labels} - vectors.index.keys()):
+        raise ValueError(f"{learned} has no vectors of {sorted(missing)[:5]}; learn them first, without --vectors")
+    halves = Halves(ground, kinds, list(vectors.index), reader.device) if ground and vectors else None
+    kept = reader.keep(recordings, halves)
+    vectors = vectors or Vectors.between(kept, recipe["scale"])
     questions = Questions(kept, kinds, recipe["share"], recipe["blur"])
     print(f"{len(kept)} recordings of {len(questions.labels)} labels", flush=True)
 
@@ -277,9 +330,14 @@ def train(
 
 
 def main() -> None:
-    args = stage.arguments("Learn what the language model would read as the names of what is heard.").parse_args()
+    parser = stage.arguments("Learn what the language model would read as the names of what is heard.")
+    parser.add_argument("--vectors", type=Path, help="go on from what this stage learned before")
+    parser.add_argument("--ground", type=Path, help="state of *ground* with `halves`: learn as its detectors say them")
+    args = parser.parse_args()
+    if args.ground and not args.vectors:
+        parser.error("--ground needs --vectors: what its detectors are to say")
     recipe, state = stage.begin(args)
-    train(*stage.load(args), recipe, args.data, state, args.resume)
+    train(*stage.load(args), recipe, args.data, state, args.resume, args.vectors, args.ground)
 
 
 if __name__ == "__main__":
