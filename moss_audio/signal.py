@@ -132,14 +132,14 @@ def beat_features(samples: np.ndarray) -> np.ndarray:
 
 
 def tempo(samples: np.ndarray) -> Tempo | None:
-    """The tempo of `samples [n]`; None with fewer than four onsets, or where they do not repeat.
+    """The tempo of `samples [n]`; None with fewer than four onsets or two beats, or where they do not repeat.
 
     Half, double and three halves of the beat repeat as well: which of them people would count was learned.
     """
-    times = onsets(samples)
-    if len(times) < 4:
+    times, possible = onsets(samples), BEATS > 2 * 60 * SAMPLE_RATE / max(1, len(samples))
+    if len(times) < 4 or not possible.any():
         return None
-    bpm = float(BEATS[int((beat_features(samples) @ _WEIGHTS).argmax())])
+    bpm = float(BEATS[int(np.where(possible, beat_features(samples) @ _WEIGHTS, -np.inf).argmax())])
     repeats = _autocorrelation(onset_strength(samples))
     near = np.arange(int(0.97 * 60 * FRAMES_PER_SECOND / bpm), int(1.03 * 60 * FRAMES_PER_SECOND / bpm) + 2)
     near = near[near < len(repeats)]
