@@ -136,7 +136,7 @@ def tempo(samples: np.ndarray) -> Tempo | None:
 
     Half, double and three halves of the beat repeat as well: which of them people would count was learned.
     """
-    times, possible = onsets(samples), BEATS > 2 * 60 * SAMPLE_RATE / max(1, len(samples))
+    times, possible = onsets(samples), BEATS * len(samples) >= 2 * 60 * SAMPLE_RATE
     if len(times) < 4 or not possible.any():
         return None
     bpm = float(BEATS[int(np.where(possible, beat_features(samples) @ _WEIGHTS, -np.inf).argmax())])
