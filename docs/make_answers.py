@@ -25,8 +25,8 @@ PAGE = Path(__file__).with_name("answers.md")
 HEAD = """# Twenty recordings, twenty answers
 
 What MOSS-Audio-Mini says about recordings, speakers, tunes and scenes that no stage of its training heard: taken at
-even distances, not chosen, and written down as they came (`python docs/make_answers.py DATA`). Transcripts and event
-timelines are those of `transcribe` and `events`, the others of `ask`.
+even distances, not chosen, and written down as they came (`python docs/make_answers.py DATA`). Transcripts, event
+timelines and what is said of music are those of `transcribe`, `events` and `music`, the others of `ask`.
 
 | # | what is heard | asked | answered |
 |---|---|---|---|
@@ -81,6 +81,8 @@ def main() -> None:
             answer = model.transcribe(samples).text
         elif question == EVENTS:
             answer = tasks.events(model, samples).timeline()
+        elif question == DESCRIBE_MUSIC:
+            answer = "; ".join(tasks.music(model, samples).to_text().splitlines())
         else:
             answer = model.ask(samples, question).text
         lines.append(f"| {number} | {cell(truth)} | {cell(question)} | {cell(answer)} |\n")

@@ -216,6 +216,8 @@ def test_music_says_what_was_heard_and_what_was_measured():
     assert result.music == replace(result.heard, key="C major", bpm=100, tempo="moderate")
     assert ("key", "C major", "signal") in result.rows()[1] and ("style", "reel", "model") in result.rows()[1]
     assert result.to_text().count("bpm") == 1
+    whole = result.to_dict()
+    assert whole["music"] == whole["heard"] | {"key": "C major", "bpm": 100, "tempo": "moderate"}
 
 
 def test_emotion_weighs_windows():

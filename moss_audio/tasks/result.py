@@ -38,7 +38,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object: the result's own fields, then `duration`, `finish_reason` and `usage`."""
-        own = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name != "cost"}
+        own = {one.name: plain(getattr(self, one.name)) for one in fields(self) if one.name != "cost"}
         return own | asdict(self.cost)
 
     def to_text(self) -> str:
@@ -72,14 +72,14 @@ def clock(seconds: float, tenths: bool = False) -> str:
     return f"{text}.{tenth}" if tenths else text
 
 
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
     """A value as JSON has it."""
     if isinstance(value, tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if isinstance(value, Segment):
-        return _plain(value.to_dict())
+        return plain(value.to_dict())
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: plain(one) for key, one in value.items()}
     if is_dataclass(value):
-        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+        return {one.name: plain(getattr(value, one.name)) for one in fields(value)}
     return value

@@ -12,7 +12,7 @@ from moss_audio.inference.grammar import array, integer, json_object, one_of, st
 from moss_audio.prompts import DESCRIBE_MUSIC
 from moss_audio.tasks.listener import Listener, loudest, sounds
 from moss_audio.tasks.options import NoOptions
-from moss_audio.tasks.result import Result, Rows
+from moss_audio.tasks.result import Result, Rows, plain
 
 MEASURED_SECONDS = 30.0
 """What tempo and key are measured on: the loudest part of this length."""
@@ -57,6 +57,9 @@ class MusicResult(Result):
     def music(self) -> Music | None:
         """What is heard, with the tempo and the key that were measured."""
         return replace(self.heard, **self._measured()) if self.heard else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"music": plain(self.music)} | super().to_dict()
 
     def _measured(self) -> dict[str, Any]:
         found: dict[str, Any] = {}

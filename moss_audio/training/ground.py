@@ -207,8 +207,8 @@ class Detectors(nn.Module):
     def loss(self, kept: Kept, words: Words, dropout: float) -> Tensor:
         """How far the units are from telling what is true of sounds.
 
-        Among the labels of a kind that most heard should win, in every tap and in all together; in a frame each should
-        be said as much as it is heard, and the others not at all.
+        Among the labels of a kind the one most heard should win, in every tap and in all together; in a frame each
+        should be said as much as it is heard, and the others not at all.
         """
         seen, said = self(kept.taps.float(), dropout)
         seen = torch.einsum("nkfl,nf->nkl", self.by_label(seen), kept.weights)
