@@ -113,8 +113,8 @@ def test_the_wait_for_a_turn_is_not_work():
             time.sleep(0.3)
             yield "x"
 
-        jobs = [queue.submit("ann", work) for _ in range(3)]
         began = time.monotonic()
+        jobs = [queue.submit("ann", work) for _ in range(3)]
         await asyncio.gather(*map(whole, jobs))
         assert time.monotonic() - began >= 0.9
         assert all(0.3 <= job.seconds < 0.6 for job in jobs)

@@ -184,10 +184,10 @@ def score(
     if audio is None and inputs.mels:
         audio = backend.encode_audio(inputs.mels)
     cache, first = backend.prefill(inputs.input_ids, inputs.audio_mask, audio)
-    scores: list[float] = []
+    start, scores = cache.length, list[float]()
     for ids in answers:
         more = [backend.decode(cache, np.array(ids[:-1], np.int64))] if len(ids) > 1 else []
-        backend.rewind(cache, len(inputs.input_ids))
+        backend.rewind(cache, start)
         logits = np.concatenate([first, *more]).astype(np.float64)
         own = logits[np.arange(len(ids)), list(ids)] - np.logaddexp.reduce(logits, axis=1)
         check_finite(float(own.sum()))
