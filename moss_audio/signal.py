@@ -6,6 +6,7 @@ Knows samples, not scores. Every measure of music is None where there is nothing
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -89,9 +90,8 @@ def energy_db(samples: np.ndarray) -> np.ndarray:
     return 10 * np.log10(np.square(steps, dtype=np.float64).mean(axis=1) + 1e-10)
 
 
-def onset_strength(samples: np.ndarray, bands: slice = slice(None)) -> np.ndarray:
-    """How much louder each 10 ms of `samples [n]` is than 20 ms before, at least 0: the mean over mel bands."""
-    mel = log_mel(samples, 80)[bands]
+def onset_strength(mel: np.ndarray) -> np.ndarray:
+    """How much louder each 10 ms of a log-mel `[bands, F]` is than 20 ms before, at least 0: the mean over bands."""
     flux: np.ndarray = np.zeros(mel.shape[1])
     flux[2:] = np.maximum(0.0, mel[:, 2:] - mel[:, :-2]).mean(axis=0)
     return flux
@@ -99,17 +99,7 @@ def onset_strength(samples: np.ndarray, bands: slice = slice(None)) -> np.ndarra
 
 def onsets(samples: np.ndarray) -> np.ndarray:
     """Times in seconds at which notes begin: peaks of the onset strength (after Böck et al., DAFx 2012)."""
-    strength = onset_strength(samples)
-    if strength.max(initial=0.0) < 0.02:
-        return np.empty(0)
-    padded = np.pad(strength, 10, mode="edge")
-    around = np.lib.stride_tricks.sliding_window_view(padded, 21)
-    peak = (strength >= around[:, 7:14].max(axis=1)) & (strength > around.mean(axis=1) + 0.1 * strength.max())
-    found: list[int] = []
-    for frame in np.flatnonzero(peak):
-        if not found or frame - found[-1] > 5:
-            found.append(int(frame))
-    return np.array([_vertex(strength, frame) for frame in found]) / FRAMES_PER_SECOND
+    return _peaks(onset_strength(log_mel(samples, 80)))
 
 
 def beat_features(samples: np.ndarray) -> np.ndarray:
@@ -118,17 +108,7 @@ def beat_features(samples: np.ndarray) -> np.ndarray:
     Repetition of all onsets and of those in the bass after `_MULTIPLES` of the beat; then the tempo, and onsets a beat,
     each as octaves and their square.
     """
-    columns: list[np.ndarray] = []
-    for bands in (slice(None), _BASS):
-        repeats = _autocorrelation(onset_strength(samples, bands))
-        lags = 60 * FRAMES_PER_SECOND / BEATS[:, None] * _MULTIPLES
-        around = lags + np.maximum(1.0, 0.02 * lags) * np.linspace(-1, 1, 5)[:, None, None]  # players are not exact
-        best = np.interp(around, np.arange(len(repeats)), repeats).max(axis=0)
-        columns.append(np.where(lags < 0.75 * len(repeats), best, 0.0))
-    rate = len(onsets(samples)) * SAMPLE_RATE / len(samples)
-    for octaves in (np.log2(BEATS / 100), np.log2(60 * rate / BEATS + 1e-3)):
-        columns += [octaves[:, None], octaves[:, None] ** 2]
-    return np.hstack(columns)
+    return _rhythm(samples).features
 
 
 def tempo(samples: np.ndarray) -> Tempo | None:
@@ -136,11 +116,11 @@ def tempo(samples: np.ndarray) -> Tempo | None:
 
     Half, double and three halves of the beat repeat as well: which of them people would count was learned.
     """
-    times, possible = onsets(samples), BEATS * len(samples) >= 2 * 60 * SAMPLE_RATE
+    times, repeats, features = _rhythm(samples)
+    possible = BEATS * len(samples) >= 2 * 60 * SAMPLE_RATE
     if len(times) < 4 or not possible.any():
         return None
-    bpm = float(BEATS[int(np.where(possible, beat_features(samples) @ _WEIGHTS, -np.inf).argmax())])
-    repeats = _autocorrelation(onset_strength(samples))
+    bpm = float(BEATS[int(np.where(possible, features @ _WEIGHTS, -np.inf).argmax())])
     near = np.arange(int(0.97 * 60 * FRAMES_PER_SECOND / bpm), int(1.03 * 60 * FRAMES_PER_SECOND / bpm) + 2)
     near = near[near < len(repeats)]
     if not len(near) or repeats[near].max() < 0.1:
@@ -191,6 +171,45 @@ def chroma(samples: np.ndarray, n_fft: int = 4096) -> np.ndarray | None:
         np.add.at(total, classes[peak], weight[peak])
         n_peaks += int(peak.sum())
     return total / total.sum() if n_peaks > len(frames) / 2 else None
+
+
+class _Rhythm(NamedTuple):
+    """Times of the onsets, how well their strength repeats after each 10 ms, and `beat_features`."""
+
+    times: np.ndarray
+    repeats: np.ndarray
+    features: np.ndarray
+
+
+def _rhythm(samples: np.ndarray) -> _Rhythm:
+    """All that tells of beats, from one log-mel."""
+    mel = log_mel(samples, 80)
+    strength = onset_strength(mel)
+    times, repeats = _peaks(strength), _autocorrelation(strength)
+    lags = 60 * FRAMES_PER_SECOND / BEATS[:, None] * _MULTIPLES
+    around = lags + np.maximum(1.0, 0.02 * lags) * np.linspace(-1, 1, 5)[:, None, None]  # players are not exact
+    columns: list[np.ndarray] = []
+    for curve in (repeats, _autocorrelation(onset_strength(mel[_BASS]))):
+        best = np.interp(around, np.arange(len(curve)), curve).max(axis=0)
+        columns.append(np.where(lags < 0.75 * len(curve), best, 0.0))
+    rate = len(times) * SAMPLE_RATE / len(samples)
+    for octaves in (np.log2(BEATS / 100), np.log2(60 * rate / BEATS + 1e-3)):
+        columns += [octaves[:, None], octaves[:, None] ** 2]
+    return _Rhythm(times, repeats, np.hstack(columns))
+
+
+def _peaks(strength: np.ndarray) -> np.ndarray:
+    """Times in seconds of the peaks of an onset strength `[F]`."""
+    if strength.max(initial=0.0) < 0.02:
+        return np.empty(0)
+    padded = np.pad(strength, 10, mode="edge")
+    around = np.lib.stride_tricks.sliding_window_view(padded, 21)
+    peak = (strength >= around[:, 7:14].max(axis=1)) & (strength > around.mean(axis=1) + 0.1 * strength.max())
+    found: list[int] = []
+    for frame in np.flatnonzero(peak):
+        if not found or frame - found[-1] > 5:
+            found.append(int(frame))
+    return np.array([_vertex(strength, frame) for frame in found]) / FRAMES_PER_SECOND
 
 
 def _autocorrelation(curve: np.ndarray) -> np.ndarray:

@@ -194,12 +194,12 @@ def test_answers_are_scored_as_a_whole_and_leave_no_trace():
         return sum(row[token] - np.logaddexp.reduce(row) for row, token in zip(rows, answer, strict=True))
 
     backend = FakeBackend(hashed)
-    scores = score(backend, prompt(), answers)
+    scores = score(backend, prompt(), answers, None)
     assert scores == pytest.approx([alone(answer) for answer in answers])
-    assert score(backend, prompt(), answers[::-1]) == pytest.approx(scores[::-1])
+    assert score(backend, prompt(), answers[::-1], None) == pytest.approx(scores[::-1])
     assert backend.passes == 4  # what is one token long needs none
 
 
 def test_answers_that_do_not_fit_are_refused():
     with pytest.raises(PromptError, match="shorten them"):
-        score(FakeBackend(hashed, max_positions=12), prompt("12345678"), [[1], [1] * 5])
+        score(FakeBackend(hashed, max_positions=12), prompt("12345678"), [[1], [1] * 5], None)

@@ -249,7 +249,7 @@ def test_vectors_learn_on_through_detectors_that_have_not_heard_a_recording(data
 
     kinds = kinds_of(World(SCENES, data, tmp_path), 2)
     before = vectors.Vectors.learned(learned)
-    halves = vectors.Halves(state, kinds, list(before.index), torch.device("cpu"))
+    halves = vectors.Halves(state, Words.learned(learned, kinds, torch.device("cpu")), list(before.index))
     taps = torch.randn(len(before.start), 5, halves.detectors[0].mean.shape[-1])
     torch.testing.assert_close(
         halves.tell(taps, 0), ground.told(halves.detectors[1], halves.words, taps, RECIPE["said"])[..., halves.columns]

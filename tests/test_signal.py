@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from moss_audio.audio import SAMPLE_RATE, load_audio
+from moss_audio.data.music import clicks
 from moss_audio.signal import KEYS, PITCH_CLASSES, chroma, key, onsets, tempo
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -17,15 +18,6 @@ def note(midi: int, seconds: float) -> np.ndarray:
     hertz = 440 * 2 ** ((midi - 69) / 12)
     partials = sum(np.sin(2 * np.pi * hertz * k * t) / k**1.5 for k in range(1, 5))
     return 0.2 * partials * np.exp(-3 * t) * np.minimum(1, t / 0.005)
-
-
-def clicks(times: np.ndarray, seconds: float) -> np.ndarray:
-    samples = np.random.default_rng(0).normal(0, 1e-4, int(seconds * SAMPLE_RATE))
-    for time in times:
-        at = int(time * SAMPLE_RATE)
-        burst = np.random.default_rng(1).normal(size=400) * np.exp(-np.arange(400) / 80) * 0.3
-        samples[at : at + 400] += burst[: len(samples) - at]
-    return samples.astype(np.float32)
 
 
 def tune(degrees: list[int], tonic: int, minor: bool) -> np.ndarray:

@@ -133,6 +133,16 @@ def chords(notes: Sequence[Note], tune: Tune) -> list[Note]:
     return out
 
 
+def clicks(times: np.ndarray, seconds: float) -> np.ndarray:
+    """Clicks at `times`, in seconds, over faint noise: `[n]`, always the same."""
+    samples = np.random.default_rng(0).normal(0, 1e-4, int(seconds * SAMPLE_RATE))
+    click = 0.3 * np.random.default_rng(1).normal(size=400) * np.exp(-np.arange(400) / 80)
+    for time in times:
+        at = int(time * SAMPLE_RATE)
+        samples[at : at + len(click)] += click[: len(samples) - at]
+    return samples.astype(np.float32)
+
+
 def to_midi(parts: Sequence[tuple[int, int, Sequence[Note]]], quarter_bpm: float) -> bytes:
     """A type 1 MIDI file of parts `(program, velocity, notes)`."""
 

@@ -173,7 +173,7 @@ def _tokens(
 
 
 def score(
-    backend: Backend, inputs: Inputs, answers: Sequence[Sequence[int]], audio: AudioEmbeds | None = None
+    backend: Backend, inputs: Inputs, answers: Sequence[Sequence[int]], audio: AudioEmbeds | None
 ) -> list[float]:
     """The log-probability that the answer to a prompt begins with the tokens of each of `answers`, none of them empty.
 
@@ -181,8 +181,6 @@ def score(
     """
     if max(map(len, answers)) > room(backend, inputs):
         raise PromptError("the answers to choose among do not fit into the context behind the prompt; shorten them")
-    if audio is None and inputs.mels:
-        audio = backend.encode_audio(inputs.mels)
     cache, first = backend.prefill(inputs.input_ids, inputs.audio_mask, audio)
     start, scores = cache.length, list[float]()
     for ids in answers:

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moss_audio.audio import SAMPLE_RATE, load_audio
+from moss_audio.audio import load_audio
 from moss_audio.data.manifest import read_manifest
+from moss_audio.data.music import clicks
 from moss_audio.signal import BEATS, beat_features
 
 NEAR = 0.04
@@ -30,13 +31,9 @@ DECAY = 1e-3
 """Weight of the squared weights, of columns with deviation 1."""
 
 
-def clicks(rate: float, seconds: float) -> np.ndarray:
+def metronome(rate: float, seconds: float) -> np.ndarray:
     """Clicks `[n]`, so many a minute."""
-    samples = np.random.default_rng(0).normal(0, 1e-4, int(seconds * SAMPLE_RATE))
-    click = 0.3 * np.random.default_rng(1).normal(size=400) * np.exp(-np.arange(400) / 80)
-    for at in np.arange(0.3, seconds - 0.1, 60 / rate) * SAMPLE_RATE:
-        samples[int(at) : int(at) + len(click)] += click
-    return samples.astype(np.float32)
+    return clicks(np.arange(0.3, seconds - 0.1, 60 / rate), seconds)
 
 
 def learn(features: torch.Tensor, bpm: torch.Tensor) -> torch.Tensor:
@@ -67,7 +64,7 @@ def main() -> None:
     apart = torch.tensor([row["held_out"] for row in rows])
     rates = np.geomspace(50, 340, len(rows) // 10)
     plain = torch.from_numpy(np.where(rates <= FASTEST, rates, rates / 2))
-    heard = np.stack([beat_features(clicks(rate, 4.0 + i % 7)) for i, rate in enumerate(rates)])
+    heard = np.stack([beat_features(metronome(rate, 4.0 + i % 7)) for i, rate in enumerate(rates)])
     learned = torch.cat([features[~apart], torch.from_numpy(heard)]), torch.cat([bpm[~apart], plain])
     weights = torch.from_numpy(np.round(learn(*learned).numpy(), 2))
     print(weights.tolist())

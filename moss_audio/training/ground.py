@@ -375,13 +375,13 @@ def train(
     processes().wait()
     stored = load_file(file)
     kept, unheard = (Kept(*(stored[part + name] for name in Kept._fields)) for part in ("", "dev_"))
-    units = [recipe["units"][kind] for kind, names in kinds.items() for _ in names]
+    units, spread = [recipe["units"][kind] for kind, names in kinds.items() for _ in names], spread_of(kept)
 
     def fitted(here: Tensor, file: Path) -> Detectors:
         """Detectors of what is kept `here [N]`."""
         where = here.nonzero()[:, 0]
         shares = shares_of(kept.labels[where])
-        detectors = Detectors(*spread_of(kept), units).to(device)
+        detectors = Detectors(*spread, units).to(device)
         processes().share(detectors.parameters())  # they begin by chance
 
         def loss_of(rng: np.random.Generator) -> tuple[Tensor, int]:

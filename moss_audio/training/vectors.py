@@ -152,9 +152,9 @@ class Vectors(nn.Module):
 class Halves:
     """What detectors that *ground* fitted to one half of the recordings say of the other, in vectors of `labels`."""
 
-    def __init__(self, state: Path, kinds: Kinds, labels: Sequence[str], device: torch.device) -> None:
-        self.words = Words(kinds, torch.zeros(1, sum(map(len, kinds.values())), 1, device=device))
-        self.detectors, self.columns = list[Detectors](), [self.words.index[label] for label in labels]
+    def __init__(self, state: Path, words: Words, labels: Sequence[str]) -> None:
+        self.words, self.columns = words, [words.index[label] for label in labels]
+        self.detectors, device = list[Detectors](), words.targets.device
         for file in halves_beside(state):
             with safe_open(file, framework="pt", device=str(device)) as stored:
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
@@ -180,12 +180,15 @@ class VectorReader(Reader):
             part = ordered[start : start + BATCH]
             with autocast(self.device):
                 out = self.hear([recording.mel for recording in part])
-                audio, taps = self.model.adapt_output(out), self.model.stacked_taps(out)
+                audio = self.model.adapt_output(out)
             lengths = [audio_frames(recording.mel.shape[1]) for recording in part]
             states = audio.deepstack.float().split(lengths, dim=1)
-            heard = audio.embeds.float().split(lengths), states, taps.float().split(lengths, dim=1), self._spelled(out)
-            for one, embeds, own, tapped, spelled in zip(part, *heard, strict=True):
-                telling = halves.tell(tapped, one.half) if halves else None
+            tellings: list[Tensor | None] = [None] * len(part)
+            if halves:
+                taps = self.model.stacked_taps(out).float().split(lengths, dim=1)
+                tellings = [halves.tell(own, one.half) for own, one in zip(taps, part, strict=True)]
+            heard = audio.embeds.float().split(lengths), states, self._spelled(out), tellings
+            for one, embeds, own, spelled, telling in zip(part, *heard, strict=True):
                 kept.append(Heard(one.labels, embeds.clone(), own.clone(), spelled.quoted, one.text, telling))
         return kept
 
@@ -306,12 +309,15 @@ def train(
     world, reader = World(recipe["scenes"], data, state.parent / "pcm"), VectorReader(model, processor)
     kinds = kinds_of(world, recipe["least"])
     recordings = recordings_of(world, kinds, n_mels, recipe["recordings"], rng)
-    vectors = Vectors.learned(learned).to(reader.device) if learned else None
-    if vectors and (missing := {label for one in recordings for label in one.labels} - vectors.index.keys()):
-        raise ValueError(f"{learned} has no vectors of {sorted(missing)[:5]}; learn them first, without --vectors")
-    halves = Halves(ground, kinds, list(vectors.index), reader.device) if ground and vectors else None
-    kept = reader.keep(recordings, halves)
-    vectors = vectors or Vectors.between(kept, recipe["scale"])
+    if learned:
+        vectors = Vectors.learned(learned).to(reader.device)
+        if missing := {label for one in recordings for label in one.labels} - vectors.index.keys():
+            raise ValueError(f"{learned} has no vectors of {sorted(missing)[:5]}; learn them first, without --vectors")
+        words = Words.learned(learned, kinds, reader.device)
+        kept = reader.keep(recordings, Halves(ground, words, list(vectors.index)) if ground else None)
+    else:
+        kept = reader.keep(recordings)
+        vectors = Vectors.between(kept, recipe["scale"])
     questions = Questions(kept, kinds, recipe["share"], recipe["blur"])
     print(f"{len(kept)} recordings of {len(questions.labels)} labels", flush=True)
 
