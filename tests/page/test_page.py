@@ -373,6 +373,7 @@ def test_fingers_find_what_they_touch(new_page, address, clip):
     check("full")
     for opened in ("#open-history", "#open-key"):
         page.click(opened)
+        page.wait_for_selector("dialog[open]")
         check(opened)
         page.evaluate("document.querySelector('dialog[open]').close()")
     page.click("#to-live")
