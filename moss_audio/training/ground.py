@@ -8,7 +8,6 @@ stage *vectors* learned, which one reads as it is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -21,10 +20,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moss_audio.audio import SAMPLE_RATE, audio_frames, log_mel
+from moss_audio.audio import audio_frames
 from moss_audio.config import FRAMES_PER_SECOND
-from moss_audio.data.manifest import Row
-from moss_audio.data.scene import Pool, Scene
+from moss_audio.data.scene import Pool
 from moss_audio.model.audio_lm import AudioLM
 from moss_audio.model.decoder import GatedMLP
 from moss_audio.processor import Processor
@@ -32,19 +30,14 @@ from moss_audio.training import stage
 from moss_audio.training.feed import Background
 from moss_audio.training.letters import heard
 from moss_audio.training.loop import Plan, fit
-from moss_audio.training.naming import Words, attributes, kinds_of
+from moss_audio.training.naming import Words, kinds_of
 from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
-from moss_audio.training.scenes import World, label_of
-
-BATCH = 12
-"""Clips that the encoder hears at a time."""
+from moss_audio.training.scenes import World
+from moss_audio.training.sounds import BATCH, Scenes, Sound, recordings
 
 FRAMES = 16
 """Frames of a sound that are kept, spread over it."""
-
-LONGEST = 9.0
-"""Seconds of a recording that are heard."""
 
 SHARP = 60.0
 """What the units' SiLU sees of z, so that it is nearly max(0, z): hundreds of units a little below zero add up."""
@@ -68,57 +61,10 @@ UNNAMED = 0.15
 """How often a clip of which nothing is true comes, beside one of a label with one clip."""
 
 
-class Sound(NamedTuple):
-    """A mel `[n_mels, F]` in which so much of `labels` is heard from `start` to `end` seconds, of half `half`."""
-
-    mel: np.ndarray
-    labels: Mapping[str, float]
-    start: float
-    end: float
-    half: int = 0
-
-
-def half_of(row: Row) -> int:
-    """To which half of the recordings a row belongs, 0 or 1: by fold, tune or speaker, so that none is in both."""
-    if "fold" in row:
-        return int(row["fold"]) % 2
-    own = str(row.get("tune") or row.get("speaker") or row.get("audio"))
-    return hashlib.sha1(own.encode()).digest()[0] % 2
-
-
-def sound_of(scene: Scene, n_mels: int) -> Sound:
-    """The first event of a scene; a scene without any is nothing from end to end."""
-    mel = log_mel(scene.samples, n_mels)
-    if not scene.events:
-        return Sound(mel, {}, 0.0, scene.seconds)
-    event = scene.events[0]
-    labels = attributes(event.kind, event.label, event.truth)
-    return Sound(mel, labels, event.start, event.end, half_of(event.truth))
-
-
-class Scenes:
-    """Batches of scenes of one event."""
-
-    def __init__(self, world: World, n_mels: int) -> None:
-        self.world, self.n_mels = world, n_mels
-
-    def next(self, rng: np.random.Generator) -> list[Sound]:
-        """One batch."""
-        return [sound_of(self.world.draw(rng)[1], self.n_mels) for _ in range(BATCH)]
-
-
-def recordings(pools: Sequence[Pool], n_mels: int) -> Iterator[Sound]:
-    """Every clip as it was recorded, the short ones first."""
-    clips = [(own.store, own.kind, i) for own in pools for rows in own.by_label.values() for i in rows]
-    for store, kind, i in sorted(clips, key=lambda clip: int(clip[0].lengths[clip[2]])):
-        samples, truth = store[i][: int(LONGEST * SAMPLE_RATE)], store.rows[i]
-        labels = attributes(kind, label_of(truth), truth)
-        yield Sound(log_mel(samples, n_mels), labels, 0.0, len(samples) / SAMPLE_RATE, half_of(truth))
-
-
 class Kept(NamedTuple):
     """What was heard of N sounds: `taps [N, K, FRAMES, C]`, the `weights [N, FRAMES]` of the frames that there are,
-    how much is heard of each of L labels, `labels [N, L]`: 1 is the most of its kind, and their `halves [N]`."""
+    how much is heard of each of L labels, `labels [N, L]`: 1 is the most of its kind, and their `halves [N]`
+    (`sounds.BOTH` where they are of neither alone)."""
 
     taps: Tensor
     weights: Tensor

@@ -1,0 +1,114 @@
+"""What *ground* and *vectors* hear: recordings, scenes of one event, and the parts of scenes that task `events` names.
+
+Knows scenes and what is true of them; knows no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from moss_audio.audio import SAMPLE_RATE, log_mel
+from moss_audio.data.manifest import Row
+from moss_audio.data.scene import Event, Pool, Scene
+from moss_audio.inference.spans import Span, spans
+from moss_audio.tasks.sounds import CHANGE, MARGIN
+from moss_audio.training.naming import BESIDE, attributes
+from moss_audio.training.scenes import World, label_of
+
+BATCH = 12
+"""Sounds in a batch, or some more: a scene of several is taken whole."""
+
+LONGEST = 9.0
+"""Seconds of a recording that are heard."""
+
+LONGEST_PART = 6.0
+"""Seconds of a stretch of a scene: what goes on for longer is heard in scenes of one event."""
+
+THERE, MOST = 0.3, 0.5
+"""An event is heard in a stretch of which it takes such a share; one of them takes at least the second."""
+
+BOTH = 2
+"""The half of what is of neither half alone."""
+
+
+class Sound(NamedTuple):
+    """A mel `[n_mels, F]` in which so much of `labels` is heard from `start` to `end` seconds, of half `half`."""
+
+    mel: np.ndarray
+    labels: Mapping[str, float]
+    start: float
+    end: float
+    half: int = 0
+
+
+def half_of(row: Row) -> int:
+    """To which half of the recordings a row belongs, 0 or 1: by fold, tune or speaker, so that none is in both."""
+    if "fold" in row:
+        return int(row["fold"]) % 2
+    own = str(row.get("tune") or row.get("speaker") or row.get("audio"))
+    return hashlib.sha1(own.encode()).digest()[0] % 2
+
+
+def sound_of(scene: Scene, n_mels: int) -> Sound:
+    """The first event of a scene; a scene without any is nothing from end to end."""
+    mel = log_mel(scene.samples, n_mels)
+    if not scene.events:
+        return Sound(mel, {}, 0.0, scene.seconds)
+    event = scene.events[0]
+    labels = attributes(event.kind, event.label, event.truth)
+    return Sound(mel, labels, event.start, event.end, half_of(event.truth))
+
+
+def parts_of(scene: Scene, n_mels: int) -> list[Sound]:
+    """The stretches of a scene as task `events` has them named: cut where the sound changes, silence around them.
+
+    What takes most of a stretch is heard, and what else is there `BESIDE` it; stretches of nothing in particular are
+    left out.
+    """
+    found, quiet = list[Sound](), np.zeros(int(MARGIN * SAMPLE_RATE), np.float32)
+    for span in spans(scene.samples, None, CHANGE):
+        seconds = span.end - span.start
+        there = sorted(((share_of(event, span), i) for i, event in enumerate(scene.events)), reverse=True)
+        events = [scene.events[i] for share, i in there if share > THERE]
+        if not events or there[0][0] < MOST or seconds > LONGEST_PART:
+            continue
+        labels = attributes(events[0].kind, events[0].label, events[0].truth)
+        for event in events[1:]:
+            labels = dict.fromkeys(attributes(event.kind, event.label, event.truth), BESIDE) | labels
+        clip = scene.samples[int(span.start * SAMPLE_RATE) : int(span.end * SAMPLE_RATE)]
+        mel, halves = log_mel(np.concatenate([quiet, clip, quiet]), n_mels), {half_of(event.truth) for event in events}
+        found.append(Sound(mel, labels, MARGIN, MARGIN + seconds, halves.pop() if len(halves) == 1 else BOTH))
+    return found
+
+
+def share_of(event: Event, span: Span) -> float:
+    """The share of a stretch in which an event sounds."""
+    return max(0.0, min(event.end, span.end) - max(event.start, span.start)) / (span.end - span.start)
+
+
+class Scenes:
+    """Batches of sounds in scenes: those of one event whole, those of several in parts."""
+
+    def __init__(self, world: World, n_mels: int) -> None:
+        self.world, self.n_mels = world, n_mels
+
+    def next(self, rng: np.random.Generator) -> list[Sound]:
+        """One batch."""
+        batch: list[Sound] = []
+        while len(batch) < BATCH:
+            kind, scene = self.world.draw(rng)
+            batch += parts_of(scene, self.n_mels) if kind == "scene" else [sound_of(scene, self.n_mels)]
+        return batch
+
+
+def recordings(pools: Sequence[Pool], n_mels: int) -> Iterator[Sound]:
+    """Every clip as it was recorded, the short ones first."""
+    clips = [(own.store, own.kind, i) for own in pools for rows in own.by_label.values() for i in rows]
+    for store, kind, i in sorted(clips, key=lambda clip: int(clip[0].lengths[clip[2]])):
+        samples, truth = store[i][: int(LONGEST * SAMPLE_RATE)], store.rows[i]
+        labels = attributes(kind, label_of(truth), truth)
+        yield Sound(log_mel(samples, n_mels), labels, 0.0, len(samples) / SAMPLE_RATE, half_of(truth))
