@@ -240,7 +240,7 @@ def test_vectors_learn_on_through_detectors_that_have_not_heard_a_recording(data
     torch.manual_seed(0)
     model, processor = AudioLM(tiny_config()), tiny_processor(byte_tokenizer)
     recipe = {
-        "scenes": SCENES, "least": 2, "recordings": 2, "parts": 4, "share": [0.5, 1.0], "blur": 0.2, "dev_every": 3,
+        "scenes": SCENES, "least": 2, "recordings": 2, "share": [0.5, 1.0], "blur": 0.2, "dev_every": 3,
         "seed": 0, "steps": 3, "warmup": 1, "batch_size": 6, "weight_decay": 0.0, "scale": 1.0, "lr": {"moved": 0.3},
     }  # fmt: skip
     vectors.train(model, processor, recipe, data, tmp_path / "vectors.safetensors", resume=False)

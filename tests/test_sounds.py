@@ -11,8 +11,8 @@ from moss_audio.audio import audio_frames
 from moss_audio.data.scene import Event, Scene
 from moss_audio.inference.spans import spans
 from moss_audio.tasks.sounds import CHANGE, MARGIN
-from moss_audio.training import sounds, vectors
-from moss_audio.training.naming import BESIDE, kinds_of
+from moss_audio.training import sounds
+from moss_audio.training.naming import BESIDE
 from moss_audio.training.scenes import World
 
 
@@ -66,15 +66,11 @@ def test_parts_that_are_long_or_of_nothing_in_particular_are_left_out():
 
 def test_scenes_of_several_come_in_parts_and_others_whole(data, tmp_path):
     world = World(SCENES | {"shares": {"scene": 1, "music": 1}}, data, tmp_path)
-    drawn = [sound for _ in range(3) for sound in sounds.Scenes(world, 80).next(np.random.default_rng(0))]
+    scenes, rng = sounds.Scenes(world, 80), np.random.default_rng(0)
+    batches = [scenes.next(rng) for _ in range(sounds.BATCHES)]
+    spreads = [np.ptp([sound.mel.shape[1] for sound in batch]) for batch in batches]
+    drawn = [sound for batch in batches for sound in batch]
+    assert sum(spreads) <= np.ptp([sound.mel.shape[1] for sound in drawn])  # of like length
     parts = [sound for sound in drawn if sound.start == MARGIN]
-    assert len(drawn) >= 3 * sounds.BATCH and 0 < len(parts) < len(drawn)
+    assert {len(batch) for batch in batches} == {sounds.BATCH} and 0 < len(parts) < len(drawn)
     assert {label for part in parts for label in part.labels} <= set(SOUNDS)
-
-
-def test_vectors_are_asked_about_whole_stretches_of_one_half(data, tmp_path):
-    world, rng = World(SCENES | {"shares": {"scene": 1}}, data, tmp_path), np.random.default_rng(0)
-    found = vectors.stretches_of(sounds.Scenes(world, 80), kinds_of(world, 1), 10, rng)
-    assert len(found) == 10 and all(one.whole and one.half in (0, 1) and not one.text for one in found)
-    assert all(1.0 in one.labels.values() and set(one.labels) <= set(SOUNDS) for one in found)
-    assert all(one.mel.shape[1] < 100 * (vectors.LONGEST + MARGIN) for one in found)

@@ -19,11 +19,13 @@ from moss_audio.config import LETTERS, ModelConfig  # noqa: E402
 from moss_audio.data.manifest import MelStore, held_out  # noqa: E402
 from moss_audio.data.punctuate import restore, sentence, windows  # noqa: E402
 from moss_audio.data.speak import four_grams, spoken_texts  # noqa: E402
+from moss_audio.inference.search import _answer_head  # noqa: E402
+from moss_audio.messages import Message  # noqa: E402
 from moss_audio.model.audio_lm import AudioLM  # noqa: E402
 from moss_audio.model.encoder import EncoderOutput  # noqa: E402
 from moss_audio.training import align, letters  # noqa: E402
 from moss_audio.training.augment import augment, mask, mix, warp  # noqa: E402
-from moss_audio.training.examples import Example, Texts  # noqa: E402
+from moss_audio.training.examples import Example, Sentences, Texts  # noqa: E402
 from moss_audio.training.loop import Plan, fit, load_weights  # noqa: E402
 from moss_audio.training.precision import autocast  # noqa: E402
 from moss_audio.training.simulate import LetterBank, garble  # noqa: E402
@@ -200,6 +202,19 @@ def test_plain_texts_are_learned_whole_and_the_last_lines_stay_apart(model, proc
     ids = torch.tensor([processor.tokenizer.encode(example.answer)])
     logits = model.decode(ids)[0, :-1]
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, ids[0, 1:]), rtol=1e-4, atol=1e-4)
+
+
+def test_answers_to_nothing_are_what_the_search_writes_along(model, processor, data):
+    (data / "lines.txt").write_text("A BAD CAB AND A BEE SAW A DAD\n")
+    source = {"texts": "lines.txt", "unasked": True, "weight": 1}
+    example = Sentences(source, data, set(), LetterBank(len(LETTERS) + 1)).draw(np.random.default_rng(0), (), 0.0)
+    assert example.answer == "A bad cab and a bee saw a dad." and example.mel is None and example.size > 50
+    loss = align.Reader(model, processor).loss([example], np.random.default_rng(0), 0.0)
+    opened = _answer_head(processor.tokenizer, processor.encode([Message.of("user", "What?")]))
+    answer = [*processor.tokenizer.encode(example.answer), processor.turn_end]
+    logits = model.decode(torch.tensor([[*opened, *answer]]))[0, len(opened) - 1 : -1]
+    wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(answer))
+    torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_letters_stage_learns_and_resumes(model, data):

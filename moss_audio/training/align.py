@@ -111,6 +111,9 @@ class Reader:
             if example.plain:
                 inputs.append(self._plain(example.answer))
                 continue
+            if example.unasked:
+                inputs.append(self._unasked(example.answer))
+                continue
             spelled = example.spelled
             if example.mel is not None:
                 spelled = self._altered(next(spellings), rng, float(rng.uniform(0, error_rate))).quoted
@@ -131,6 +134,13 @@ class Reader:
         """Text outside any conversation; its first token is given."""
         ids = np.array(self.processor.tokenizer.encode(text), np.int64)
         return Inputs(ids, np.zeros(len(ids), bool), np.arange(len(ids)) > 0, ())
+
+    def _unasked(self, text: str) -> Inputs:
+        """An answer to nothing, as the model that hears nothing writes transcripts along (`inference.search`)."""
+        turns = [Message.of("user", TRANSCRIBE), Message.of("assistant", text)]
+        asked = self.processor.encode(turns, add_generation_prompt=False)
+        here = slice(int(np.flatnonzero(asked.input_ids == self.processor.turn_start)[-1]), None)
+        return Inputs(asked.input_ids[here], asked.audio_mask[here], asked.loss_mask[here], ())
 
     def _altered(self, spelled: Spelling, rng: np.random.Generator, error_rate: float) -> Spelling:
         """More of the errors that heads make on voices that they were not trained on."""

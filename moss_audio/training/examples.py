@@ -42,7 +42,7 @@ Task = Callable[[Row, np.random.Generator], tuple[str, str] | None]
 class Example:
     """Question and answer about a clip's `mel [n_mels, F]`, or about a spelling where nobody spoke; `more` turns.
 
-    A `plain` one is its answer alone, text outside any conversation.
+    A `plain` one is its answer alone, text outside any conversation; an `unasked` one is an answer to nothing.
     """
 
     question: str
@@ -51,12 +51,13 @@ class Example:
     spelled: str = ""
     more: Sequence[tuple[str, str]] = ()
     plain: bool = False
+    unasked: bool = False
 
     @property
     def size(self) -> int:
         """Mel frames, or as many as would cost the language model the same: 8 a token, and 3 letters in one."""
         heard = self.mel.shape[1] if self.mel is not None else 8 * len(self.spelled) // 3
-        heard += 2 * len(self.answer) if self.plain else 0
+        heard += 2 * len(self.answer) if self.plain or self.unasked else 0
         return heard + 2 * sum(len(question) + len(answer) for question, answer in self.more)
 
 
@@ -134,13 +135,17 @@ class Source:
 
 
 class Sentences:
-    """Sentences that are only spelled: by a `LetterBank`, and where there is a piece head, as `garble` has it err."""
+    """Sentences that are only spelled: by a `LetterBank`, and where there is a piece head, as `garble` has it err.
+
+    With `unasked` they are not even that, but answers to nothing.
+    """
 
     def __init__(
         self, recipe: Mapping[str, Any], data: Path, forbidden: set[str], bank: LetterBank, pieces: bool = False
     ) -> None:
         lines = (data / recipe["texts"]).read_text(encoding="utf-8").splitlines()
-        self.weight, self.bank, self.error_rate = float(recipe["weight"]), bank, float(recipe["error_rate"])
+        self.weight, self.bank, self.error_rate = float(recipe["weight"]), bank, float(recipe.get("error_rate", 0))
+        self.unasked = bool(recipe.get("unasked", False))
         self.lines = [line for line in lines if (words := (spell(line) or "").split()) and 2 < len(words) < 60
                       and not any(" ".join(words[i : i + 4]) in forbidden for i in range(len(words) - 3))]  # fmt: skip
         self.words = sorted({word for line in self.lines for word in (spell(line) or "").split()}) if pieces else []
@@ -152,6 +157,8 @@ class Sentences:
         length = int(rng.integers(8, 27))
         start = int(rng.integers(0, max(1, len(words) - length + 1)))
         answer = sentence(words[start : start + length])
+        if self.unasked:
+            return Example("", answer, unasked=True)
         ids = self.bank.misspell(letter_ids(spell(answer) or ""), rng, float(rng.uniform(0, self.error_rate)))
         letters = greedy_text(torch.from_numpy(self.bank.spell(ids, rng)))
         words = garble(spell(answer) or "", rng, float(rng.uniform(0, 2 * self.error_rate)), self.words)

@@ -1,4 +1,4 @@
-"""What *ground* and *vectors* hear: recordings, scenes of one event, and the parts of scenes that task `events` names.
+"""What *ground* hears: recordings, scenes of one event, and the parts of scenes that task `events` asks about.
 
 Knows scenes and what is true of them; knows no network.
 """
@@ -19,8 +19,8 @@ from moss_audio.tasks.sounds import CHANGE, MARGIN
 from moss_audio.training.naming import BESIDE, attributes
 from moss_audio.training.scenes import World, label_of
 
-BATCH = 12
-"""Sounds in a batch, or some more: a scene of several is taken whole."""
+BATCH, BATCHES = 12, 8
+"""Sounds in a batch, and batches that are drawn together, so that sounds in one are of like length."""
 
 LONGEST = 9.0
 """Seconds of a recording that are heard."""
@@ -95,14 +95,18 @@ class Scenes:
 
     def __init__(self, world: World, n_mels: int) -> None:
         self.world, self.n_mels = world, n_mels
+        self._left: list[list[Sound]] = []
 
     def next(self, rng: np.random.Generator) -> list[Sound]:
         """One batch."""
-        batch: list[Sound] = []
-        while len(batch) < BATCH:
-            kind, scene = self.world.draw(rng)
-            batch += parts_of(scene, self.n_mels) if kind == "scene" else [sound_of(scene, self.n_mels)]
-        return batch
+        if not self._left:
+            drawn: list[Sound] = []
+            while len(drawn) < BATCH * BATCHES:
+                kind, scene = self.world.draw(rng)
+                drawn += parts_of(scene, self.n_mels) if kind == "scene" else [sound_of(scene, self.n_mels)]
+            drawn = sorted(drawn[: BATCH * BATCHES], key=lambda sound: sound.mel.shape[1])
+            self._left = [drawn[i * BATCH : (i + 1) * BATCH] for i in rng.permutation(BATCHES)]
+        return self._left.pop()
 
 
 def recordings(pools: Sequence[Pool], n_mels: int) -> Iterator[Sound]:

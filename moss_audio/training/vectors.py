@@ -41,7 +41,7 @@ from moss_audio.training.naming import Kinds, Words, attributes, kinds_of
 from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
 from moss_audio.training.scenes import World, label_of
-from moss_audio.training.sounds import BOTH, Scenes, half_of
+from moss_audio.training.sounds import half_of
 
 BATCH = 16
 """Recordings that the encoder hears at a time."""
@@ -81,13 +81,10 @@ class Heard:
     states: Tensor
     spelled: str
     text: str = ""
-    whole: bool = False
     told: Tensor | None = None
 
     def part(self, rng: np.random.Generator) -> Heard:
-        """Some frames in a row, or all where it is short as it is."""
-        if self.whole:
-            return self
+        """Some frames in a row."""
         n = min(len(self.embeds), int(rng.integers(FRAMES[0], FRAMES[1] + 1)))
         start = int(rng.integers(len(self.embeds) - n + 1))
         here = slice(start, start + n)
@@ -96,16 +93,12 @@ class Heard:
 
 
 class Recording(NamedTuple):
-    """A mel `[n_mels, F]`, how much of what is heard, the most informative first, and what is said.
-
-    One that is asked about `whole` is a stretch of a scene.
-    """
+    """A mel `[n_mels, F]`, how much of what is heard, the most informative first, and what is said."""
 
     labels: Mapping[str, float]
     mel: np.ndarray
     text: str = ""
     half: int = 0
-    whole: bool = False
 
 
 class Asked(NamedTuple):
@@ -195,10 +188,9 @@ class VectorReader(Reader):
             if halves:
                 taps = self.model.stacked_taps(out).float().split(lengths, dim=1)
                 tellings = [halves.tell(own, one.half) for own, one in zip(taps, part, strict=True)]
-            columns = audio.embeds.float().split(lengths), states, self._spelled(out), tellings
-            for one, embeds, own, spelled, telling in zip(part, *columns, strict=True):
-                heard = one.labels, embeds.clone(), own.clone(), spelled.quoted, one.text, one.whole, telling
-                kept.append(Heard(*heard))
+            heard = audio.embeds.float().split(lengths), states, self._spelled(out), tellings
+            for one, embeds, own, spelled, telling in zip(part, *heard, strict=True):
+                kept.append(Heard(one.labels, embeds.clone(), own.clone(), spelled.quoted, one.text, telling))
         return kept
 
     def answer_loss(self, asked: Sequence[Asked], vectors: Vectors) -> Tensor:
@@ -299,18 +291,6 @@ def recordings_of(world: World, kinds: Kinds, n_mels: int, most: int, rng: np.ra
     return kept
 
 
-def stretches_of(scenes: Scenes, kinds: Kinds, most: int, rng: np.random.Generator) -> list[Recording]:
-    """`most` short stretches of scenes, as task `events` has them named, of recordings that are of one half."""
-    kept, wanted = list[Recording](), {label for labels in kinds.values() for label in labels}
-    while len(kept) < most:
-        for part in scenes.next(rng):
-            first = next(iter(label for label, amount in part.labels.items() if amount == 1))
-            if first in wanted and part.half != BOTH and part.end < LONGEST:
-                labels = {label: amount for label, amount in part.labels.items() if label in wanted}
-                kept.append(Recording(labels, part.mel, half=part.half, whole=True))
-    return kept[:most]
-
-
 def train(
     model: AudioLM,
     processor: Processor,
@@ -330,9 +310,6 @@ def train(
     world, reader = World(recipe["scenes"], data, state.parent / "pcm"), VectorReader(model, processor)
     kinds = kinds_of(world, recipe["least"])
     recordings = recordings_of(world, kinds, n_mels, recipe["recordings"], rng)
-    if parts := recipe.get("parts", 0):
-        scenes = World(recipe["scenes"] | {"shares": {"scene": 1}}, data, state.parent / "pcm")
-        recordings += stretches_of(Scenes(scenes, n_mels), kinds, parts, rng)
     if learned:
         vectors = Vectors.learned(learned).to(reader.device)
         if missing := {label for one in recordings for label in one.labels} - vectors.index.keys():
