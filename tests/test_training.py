@@ -19,7 +19,7 @@ from moss_audio.config import LETTERS, ModelConfig  # noqa: E402
 from moss_audio.data.manifest import MelStore, held_out  # noqa: E402
 from moss_audio.data.punctuate import restore, sentence, windows  # noqa: E402
 from moss_audio.data.speak import four_grams, spoken_texts  # noqa: E402
-from moss_audio.inference.search import _answer_head  # noqa: E402
+from moss_audio.inference.search import answer_start  # noqa: E402
 from moss_audio.messages import Message  # noqa: E402
 from moss_audio.model.audio_lm import AudioLM  # noqa: E402
 from moss_audio.model.encoder import EncoderOutput  # noqa: E402
@@ -210,7 +210,8 @@ def test_answers_to_nothing_are_what_the_search_writes_along(model, processor, d
     example = Sentences(source, data, set(), LetterBank(len(LETTERS) + 1)).draw(np.random.default_rng(0), (), 0.0)
     assert example.answer == "A bad cab and a bee saw a dad." and example.mel is None and example.size > 50
     loss = align.Reader(model, processor).loss([example], np.random.default_rng(0), 0.0)
-    opened = _answer_head(processor.tokenizer, processor.encode([Message.of("user", "What?")]))
+    prompt = processor.encode([Message.of("user", "What?")])
+    opened = prompt.input_ids[answer_start(processor.tokenizer, prompt) :]
     answer = [*processor.tokenizer.encode(example.answer), processor.turn_end]
     logits = model.decode(torch.tensor([[*opened, *answer]]))[0, len(opened) - 1 : -1]
     wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(answer))

@@ -75,7 +75,7 @@ def beam_search(
     budget = min(max_new_tokens, room(backend, inputs))
     ends, text, shown = stop_ids(tokenizer), tokenizer.stream(), 0
     cache, logits = backend.prefill(inputs.input_ids, inputs.audio_mask, audio)
-    answer = _answer_head(tokenizer, inputs)
+    answer = inputs.input_ids[answer_start(tokenizer, inputs) :]
     deaf_cache, deaf = backend.prefill(answer, np.zeros(len(answer), bool), None)
     beams, rows = [Hypothesis((), (), guide.start(), 0.0)], logits
     finished: list[Hypothesis] = []
@@ -205,10 +205,10 @@ def _totals(rows: np.ndarray) -> np.ndarray:
     return peaks + np.log(np.exp(rows - peaks).sum(axis=1, keepdims=True))
 
 
-def _answer_head(tokenizer: Tokenizer, inputs: Inputs) -> np.ndarray:
-    """What opens the answer at the end of a prompt, from the last `<|im_start|>` on; all of a prompt without one."""
+def answer_start(tokenizer: Tokenizer, inputs: Inputs) -> int:
+    """Where the answer at the end of a prompt is opened, by the last `<|im_start|>`; 0 in a prompt without one."""
     opened = np.flatnonzero(inputs.input_ids == tokenizer.special("<|im_start|>"))
-    return inputs.input_ids[opened[-1] if len(opened) else 0 :]
+    return int(opened[-1]) if len(opened) else 0
 
 
 def _common(texts: list[tuple[int, ...]]) -> int:

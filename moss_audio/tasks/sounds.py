@@ -126,10 +126,15 @@ def name_spans(listener: Listener, part: np.ndarray) -> list[Named]:
 
 def name(listener: Listener, part: np.ndarray, span: Span) -> Named:
     """What the model calls a stretch of `part [n]`."""
-    quiet = np.zeros(int(MARGIN * SAMPLE_RATE), np.float32)
-    clip = part[int(span.start * SAMPLE_RATE) : int(span.end * SAMPLE_RATE)]
-    said = listener.say(np.concatenate([quiet, clip, quiet]), NAME)
+    said = listener.say(stretch(part, span), NAME)
     return Named(span, label_of(said.text), 0.0 if is_nothing(said.text) else said.probability)
+
+
+def stretch(samples: np.ndarray, span: Span) -> np.ndarray:
+    """The stretch of `samples [n]` as it is named: alone, with `MARGIN` of silence on either side."""
+    quiet = np.zeros(int(MARGIN * SAMPLE_RATE), np.float32)
+    clip = samples[int(span.start * SAMPLE_RATE) : int(span.end * SAMPLE_RATE)]
+    return np.concatenate([quiet, clip, quiet])
 
 
 def parse_events(text: str, duration: float) -> tuple[Event, ...]:

@@ -21,6 +21,7 @@ from moss_audio.data.manifest import MelStore
 from moss_audio.data.speak import four_grams
 from moss_audio.evaluation.metrics import ErrorRate
 from moss_audio.inference.letters import Spelling, spelling
+from moss_audio.inference.search import answer_start
 from moss_audio.messages import MelPart, Message
 from moss_audio.model.audio_lm import AudioLM, cut
 from moss_audio.model.encoder import EncoderOutput
@@ -139,8 +140,8 @@ class Reader:
         """An answer to nothing, as the model that hears nothing writes transcripts along (`inference.search`)."""
         turns = [Message.of("user", TRANSCRIBE), Message.of("assistant", text)]
         asked = self.processor.encode(turns, add_generation_prompt=False)
-        here = slice(int(np.flatnonzero(asked.input_ids == self.processor.turn_start)[-1]), None)
-        return Inputs(asked.input_ids[here], asked.audio_mask[here], asked.loss_mask[here], ())
+        start = answer_start(self.processor.tokenizer, asked)
+        return Inputs(asked.input_ids[start:], asked.audio_mask[start:], asked.loss_mask[start:], ())
 
     def _altered(self, spelled: Spelling, rng: np.random.Generator, error_rate: float) -> Spelling:
         """More of the errors that heads make on voices that they were not trained on."""

@@ -144,8 +144,8 @@ class Sentences:
         self, recipe: Mapping[str, Any], data: Path, forbidden: set[str], bank: LetterBank, pieces: bool = False
     ) -> None:
         lines = (data / recipe["texts"]).read_text(encoding="utf-8").splitlines()
-        self.weight, self.bank, self.error_rate = float(recipe["weight"]), bank, float(recipe.get("error_rate", 0))
-        self.unasked = bool(recipe.get("unasked", False))
+        self.weight, self.bank, self.unasked = float(recipe["weight"]), bank, bool(recipe.get("unasked", False))
+        self.error_rate = 0.0 if self.unasked else float(recipe["error_rate"])
         self.lines = [line for line in lines if (words := (spell(line) or "").split()) and 2 < len(words) < 60
                       and not any(" ".join(words[i : i + 4]) in forbidden for i in range(len(words) - 3))]  # fmt: skip
         self.words = sorted({word for line in self.lines for word in (spell(line) or "").split()}) if pieces else []

@@ -39,6 +39,9 @@ from moss_audio.training.sounds import BATCH, Scenes, Sound, recordings
 FRAMES = 16
 """Frames of a sound that are kept, spread over it."""
 
+SPARSE = 100
+"""One of so many kept sounds tells which units of a merger do least."""
+
 SHARP = 60.0
 """What the units' SiLU sees of z, so that it is nearly max(0, z): hundreds of units a little below zero add up."""
 
@@ -308,16 +311,15 @@ def train(
     words = Words.learned(vectors, kinds, device) if vectors else Words.of(model, processor, kinds)
     listener = Listener(model, words)
     model.audio_encoder.requires_grad_(False).eval()
-    with Background(Scenes(world, n_mels), recipe["seed"]) as feed:
-        rng = np.random.default_rng(recipe["seed"])
-        few = listener.taps([sound.mel for sound in feed.next(rng)])
-        if processes().rank == 0 and not (resume and file.exists()):
-            clips = collect(listener, batches_of(recordings(pools_of(world), n_mels)), recipe["recordings"])
+    if processes().rank == 0 and not (resume and file.exists()):
+        clips = collect(listener, batches_of(recordings(pools_of(world), n_mels)), recipe["recordings"])
+        with Background(Scenes(world, n_mels), recipe["seed"]) as feed:
+            rng = np.random.default_rng(recipe["seed"])
             scenes = collect(listener, iter(lambda: feed.next(rng), None), recipe["kept_scenes"])
-            apart = World(recipe["scenes"], data, cache, dev=True)
-            unheard = collect(listener, batches_of(recordings(pools_of(apart), n_mels)), recipe["dev_clips"])
-            parts = {"": joined([clips, scenes]), "dev_": unheard}
-            save_file({f"{part}{k}": v for part, kept in parts.items() for k, v in kept._asdict().items()}, file)
+        apart = World(recipe["scenes"], data, cache, dev=True)
+        unheard = collect(listener, batches_of(recordings(pools_of(apart), n_mels)), recipe["dev_clips"])
+        parts = {"": joined([clips, scenes]), "dev_": unheard}
+        save_file({f"{part}{k}": v for part, kept in parts.items() for k, v in kept._asdict().items()}, file)
     processes().wait()
     stored = load_file(file)
     kept, unheard = (Kept(*(stored[part + name] for name in Kept._fields)) for part in ("", "dev_"))
@@ -344,7 +346,8 @@ def train(
             save_file(part.state_dict(), file, {"said": json.dumps(recipe["said"])})
     detectors = fitted(torch.ones(len(kept.labels), dtype=torch.bool), state.with_suffix(".detectors"))
     mergers = model.deepstack_audio_merger_list
-    put_in(mergers, detectors, words, few, recipe["said"])
+    few = [taps[:, there > 0].float() for taps, there in zip(kept.taps[::SPARSE], kept.weights[::SPARSE], strict=True)]
+    put_in(mergers, detectors, words, [taps.to(device) for taps in few], recipe["said"])
     if processes().rank == 0:
         weights = mergers.state_dict(prefix="deepstack_audio_merger_list.")
         save_file({name: weight.contiguous() for name, weight in weights.items()}, state)

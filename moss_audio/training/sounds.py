@@ -15,7 +15,7 @@ from moss_audio.audio import SAMPLE_RATE, log_mel
 from moss_audio.data.manifest import Row
 from moss_audio.data.scene import Event, Pool, Scene
 from moss_audio.inference.spans import Span, spans
-from moss_audio.tasks.sounds import CHANGE, MARGIN
+from moss_audio.tasks.sounds import CHANGE, MARGIN, stretch
 from moss_audio.training.naming import BESIDE, attributes
 from moss_audio.training.scenes import World, label_of
 
@@ -69,19 +69,19 @@ def parts_of(scene: Scene, n_mels: int) -> list[Sound]:
     What takes most of a stretch is heard, and what else is there `BESIDE` it; stretches of nothing in particular are
     left out.
     """
-    found, quiet = list[Sound](), np.zeros(int(MARGIN * SAMPLE_RATE), np.float32)
+    found = list[Sound]()
     for span in spans(scene.samples, None, CHANGE):
         seconds = span.end - span.start
-        there = sorted(((share_of(event, span), i) for i, event in enumerate(scene.events)), reverse=True)
-        events = [scene.events[i] for share, i in there if share > THERE]
-        if not events or there[0][0] < MOST or seconds > LONGEST_PART:
+        events = [event for event in scene.events if share_of(event, span) > THERE]
+        events = sorted(events, key=lambda event: share_of(event, span))[::-1]
+        if not events or share_of(events[0], span) < MOST or seconds > LONGEST_PART:
             continue
         labels = attributes(events[0].kind, events[0].label, events[0].truth)
         for event in events[1:]:
             labels = dict.fromkeys(attributes(event.kind, event.label, event.truth), BESIDE) | labels
-        clip = scene.samples[int(span.start * SAMPLE_RATE) : int(span.end * SAMPLE_RATE)]
-        mel, halves = log_mel(np.concatenate([quiet, clip, quiet]), n_mels), {half_of(event.truth) for event in events}
-        found.append(Sound(mel, labels, MARGIN, MARGIN + seconds, halves.pop() if len(halves) == 1 else BOTH))
+        halves = {half_of(event.truth) for event in events}
+        half = halves.pop() if len(halves) == 1 else BOTH
+        found.append(Sound(log_mel(stretch(scene.samples, span), n_mels), labels, MARGIN, MARGIN + seconds, half))
     return found
 
 
