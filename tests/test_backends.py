@@ -7,7 +7,7 @@ import pytest
 from tiny import LLAMA, save_random
 
 from moss_audio.errors import BackendError
-from moss_audio.runtime.backend import AudioEmbeds
+from moss_audio.runtime.backend import N_PIECES, AudioEmbeds
 from moss_audio.runtime.openvino.backend import OpenVINOBackend
 from moss_audio.runtime.select import load_backend
 
@@ -61,7 +61,9 @@ def test_audio_agrees(pair, frames):
         close(ours.letter_logprobs, reference.letter_logprobs)
         assert len(ours.letter_logprobs) == sum(-(-n // 2) for n in frames)
         np.testing.assert_array_equal(ours.piece_ids, reference.piece_ids)
-        assert len(ours.piece_ids) == len(ours.letter_logprobs) and ours.piece_ids.max() <= 7
+        close(ours.piece_logprobs, reference.piece_logprobs)
+        assert ours.piece_ids.shape == (sum(-(-n // 4) for n in frames), N_PIECES) and ours.piece_ids.max() == 7
+        np.testing.assert_allclose(np.exp(ours.piece_logprobs).sum(1), 1, atol=1e-4)
 
 
 def test_prefill_decode_and_rewind_agree(pair):

@@ -11,7 +11,7 @@ from fakes import SPECIAL, ByteTokenizer, FakeBackend, FakeCache, letter_head, s
 from moss_audio.config import LETTERS
 from moss_audio.errors import BackendError, PromptError
 from moss_audio.inference.generate import collect, stop_ids
-from moss_audio.inference.guide import LetterGuide
+from moss_audio.inference.guide import INSERTION, LETTERS_WEIGHT, PIECES_WEIGHT, Guide
 from moss_audio.inference.letters import LetterDraft
 from moss_audio.inference.search import beam_search, guided_search
 from moss_audio.processor import Inputs
@@ -24,12 +24,34 @@ OPENING = [SPECIAL["<|im_start|>"], *TOKENIZER.encode("assistant\n")]
 PROMPT = Inputs(np.array([7, 7, *OPENING]), np.zeros(12, bool), np.zeros(12, bool), ())
 
 
-def cost(heard: str, text: str, ended: bool = False) -> float:
-    guide = LetterGuide(letter_head(heard), LETTERS, TOKENIZER)
+PIECES = (" a", " bad", " bat", " cab", "cab", "s", "d")
+
+
+def audio_of(heard: str, pieces: list[list[tuple[str, float]]] | None = None) -> AudioEmbeds:
+    """What the heads hear: the letters of `heard`, and in every step of `pieces` these with these probabilities."""
+    letters = letter_head(heard)
+    if pieces is None:
+        return AudioEmbeds(np.zeros((0, 1)), np.zeros((0, 0, 1)), letters)
+    full = np.full((len(pieces), 1 + len(PIECES)), 1e-6)
+    for row, step in zip(full, pieces, strict=True):
+        for piece, probability in step:
+            row[PIECES.index(piece) + 1 if piece else 0] = probability
+    ids = np.argsort(-full, axis=1)[:, :4]
+    logprobs = np.log(np.take_along_axis(full, ids, axis=1))
+    return AudioEmbeds(np.zeros((0, 1)), np.zeros((0, 0, 1)), letters, ids, logprobs)
+
+
+def guide_of(audio: AudioEmbeds) -> Guide:
+    return Guide(audio, LETTERS, PIECES, TOKENIZER)
+
+
+def cost(audio: AudioEmbeds | str, text: str, ended: bool = False) -> float:
+    guide = guide_of(audio_of(audio) if isinstance(audio, str) else audio)
     place = guide.start()
     for token in TOKENIZER.encode(text):
         (place,) = guide.extend([(place, token)])
-    return float(place.costs[-1] if ended else place.costs.min())
+    assert place.written == len([c for c in text.strip() if c.lower() in LETTERS])
+    return guide.cost(place, ended)
 
 
 def test_what_was_heard_costs_least():
@@ -40,13 +62,39 @@ def test_what_was_heard_costs_least():
     assert cost(heard, "a bad", ended=True) > cost(heard, "a bad") + 1
 
 
-def test_several_tokens_cost_what_each_costs_alone():
-    guide = LetterGuide(letter_head("hear me"), LETTERS, TOKENIZER)
+def test_pieces_of_words_count_as_what_they_spell():
+    """Letters heard nothing in particular, so that the difference between two texts is what the pieces say."""
+    steps = [[("", 1.0)], [(" a", 0.9), ("", 0.1)], [(" bad", 0.6), (" bat", 0.3)], [(" bad", 0.55), ("", 0.45)],
+             [("", 1.0)], [(" cab", 0.8), ("", 0.2)], [("", 1.0)]]  # fmt: skip
+    audio = audio_of("", steps)
+
+    def pieces(text: str) -> float:
+        return (cost(audio, text, ended=True) - cost("", text, ended=True)) / PIECES_WEIGHT
+
+    bad = 1 - 0.4 * 0.45  # heard in either of two steps
+    said = -np.log([0.9, bad, 0.8])
+    assert pieces("A bad cab.") == pytest.approx(said.sum(), abs=1e-3)
+    assert pieces("a bat cab") == pytest.approx(said.sum() + np.log(bad) - np.log(0.3), abs=1e-3)
+    assert pieces("a cab") == pytest.approx(said[0] + said[2] + 8.0, abs=1e-3)  # hardly blank in both steps: the floor
+    assert pieces("a bad") == pytest.approx(said[0] + said[1] - np.log(0.2), abs=1e-3)
+    assert pieces("a baf cab") == pytest.approx(said.sum() + INSERTION, abs=1e-3)
+    assert pieces("a bads cab") == pytest.approx(said.sum() + INSERTION, abs=1e-3)
+    assert pieces("a ba cab") == pytest.approx(said.sum() + INSERTION, abs=1e-3)
+    unheard = LETTERS_WEIGHT * 4 * INSERTION
+    assert cost(audio, "a ba") == pytest.approx(unheard + PIECES_WEIGHT * said[:2].sum(), abs=1e-3)
+    nothing = audio_of("", [[("", 1.0)]] * 3)
+    assert cost(nothing, "ab") - cost(nothing, "a") == pytest.approx((LETTERS_WEIGHT + PIECES_WEIGHT) * INSERTION)
+
+
+@pytest.mark.parametrize("pieces", [None, [[(" bad", 0.6), (" bat", 0.3)], [(" cab", 0.9)]]])
+def test_several_tokens_cost_what_each_costs_alone(pieces):
+    guide = guide_of(audio_of("hear me", pieces))
     tokens = TOKENIZER.encode("hxe ")
     together = guide.extend([(guide.start(), token) for token in tokens])
     for token, place in zip(tokens, together, strict=True):
         (alone,) = guide.extend([(guide.start(), token)])
-        np.testing.assert_allclose(place.costs, alone.costs)
+        np.testing.assert_allclose(place.letters, alone.letters)
+        np.testing.assert_allclose(place.pieces, alone.pieces)
 
 
 class Biased:
@@ -78,15 +126,13 @@ class Biased:
 
 
 def search(backend, heard, n_beams=4, max_new_tokens=60, cancelled=lambda: False):
-    logprobs = letter_head(heard)
-    audio = AudioEmbeds(np.zeros((0, 1)), np.zeros((0, 0, 1)), logprobs)
-    guide, draft = LetterGuide(logprobs, LETTERS, TOKENIZER), LetterDraft(heard, LETTERS, TOKENIZER)
+    audio = audio_of(heard)
+    guide, draft = guide_of(audio), LetterDraft(heard, LETTERS, TOKENIZER)
     return list(beam_search(backend, TOKENIZER, PROMPT, audio, guide, draft, n_beams, max_new_tokens, cancelled))
 
 
 def guided(backend, heard, max_new_tokens=60, cancelled=lambda: False):
-    logprobs = letter_head(heard)
-    guide, draft = LetterGuide(logprobs, LETTERS, TOKENIZER), LetterDraft(heard, LETTERS, TOKENIZER)
+    guide, draft = guide_of(audio_of(heard)), LetterDraft(heard, LETTERS, TOKENIZER)
     return list(guided_search(backend, TOKENIZER, PROMPT, None, guide, draft, max_new_tokens, cancelled))
 
 

@@ -64,7 +64,7 @@ class Spelling(NamedTuple):
 def spelling(
     letter_logprobs: np.ndarray, letters: str, piece_ids: np.ndarray | None = None, pieces: Sequence[str] = ()
 ) -> Spelling:
-    """Read both heads. `piece_ids [E]` are outputs of the piece head, blank 0; output i spells `pieces[i - 1]`."""
+    """Read both heads. `piece_ids [P]` are outputs of the piece head, blank 0; output i spells `pieces[i - 1]`."""
     rough = " ".join(word.text for word in greedy_words(letter_logprobs, letters))
     if piece_ids is None:
         return Spelling(rough)

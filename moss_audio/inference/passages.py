@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moss_audio.inference.generate import FinishReason, Usage
-from moss_audio.inference.guide import LetterGuide
+from moss_audio.inference.guide import Guide
 from moss_audio.inference.letters import evidence
 from moss_audio.inference.sampling import SamplingParams
 from moss_audio.inference.transcription import Heard, is_search, locate, loop_length, read, write, written
@@ -141,15 +141,14 @@ def _retries(params: SamplingParams, has_letters: bool) -> Iterator[SamplingPara
 
 
 def _unheard(text: str, backend: Backend, tokenizer: Tokenizer, heard: Heard) -> float:
-    """What the letters hold against `text`, in nats, so that chance does not replace a loop by an invention."""
-    logprobs = heard.prompt.audio.letter_logprobs if heard.prompt is not None else None
-    if logprobs is None:
+    """What the heads hold against `text`, in nats, so that chance does not replace a loop by an invention."""
+    if heard.prompt is None or heard.prompt.audio.letter_logprobs is None:
         return 0.0
-    guide = LetterGuide(logprobs, backend.config.audio.letters, tokenizer)
+    guide = Guide(heard.prompt.audio, backend.config.audio.letters, heard.prompt.pieces, tokenizer)
     place = guide.start()
     for token in tokenizer.encode(text):
         (place,) = guide.extend([(place, token)])
-    return float(place.costs[-1])
+    return guide.cost(place, ended=True)
 
 
 def _once(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:

@@ -1,4 +1,4 @@
-"""Transcripts that the language model and the letters write together: one text, or several at a time (beam search)."""
+"""Transcripts that the language model and the encoder's heads write together: one text, or several (beam search)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moss_audio.inference.generate import Draft, FinishReason, TokenEvent, check_finite, count_usage, room, stop_ids
-from moss_audio.inference.guide import LetterGuide, Place
+from moss_audio.inference.guide import Guide, Place
 from moss_audio.runtime.backend import AudioEmbeds, Backend
 
 if TYPE_CHECKING:
     from moss_audio.processor import Inputs
     from moss_audio.tokenizer import Tokenizer
 
-LETTERS_WEIGHT = 0.5
-"""What a nat of the letters counts beside a nat of the language model."""
+WRITTEN = 1.0
+"""What a letter is worth, in nats: without it the text wins that leaves out what is hard to read."""
 
-PROGRESS = 0.9
-"""What a slot of the letters that is behind a text is worth, in nats: about what it costs the language model to write a
-letter. Without this future cost, texts that loop on cheap tokens outlive those that dare to go on."""
+PROGRESS = 0.4
+"""What a slot of the letters that is behind a text is worth, in nats: about what a letter still costs. Without this
+future cost, texts that loop on cheap tokens outlive those that dare to go on."""
 
-DEAF_WEIGHT = 0.2
+DEAF_WEIGHT = 0.4
 """What a nat of the language model counts that has heard nothing and knows only how people write: it finds "passering"
 unlikely, which the letters and the model that was taught to trust them do not."""
 
@@ -34,7 +34,7 @@ ORDINARY_DEAF = -5.0
 """What it gives a token on average, and at least to one that a bias speaks for."""
 
 CANDIDATES = 16
-"""Tokens that the language model may propose after each text; the letters' own next token comes on top."""
+"""Tokens that the language model may propose after each text; the heads' own next token comes on top."""
 
 Bias = Callable[[Sequence[int]], Mapping[int, float]]
 """Given the tokens of a text, tokens to weigh after them and the least log-probability that each counts as."""
@@ -42,9 +42,9 @@ Bias = Callable[[Sequence[int]], Mapping[int, float]]
 
 @dataclass(frozen=True, eq=False)
 class Hypothesis:
-    """A text under way: its tokens, their log-probabilities, where it is in the letters, and its joint score.
+    """A text under way: its tokens, their log-probabilities, where it is in what was heard, and its joint score.
 
-    `favour` is what others than the language model and the letters have added to the score.
+    `favour` is what others than the language model and the heads have added to the score.
     """
 
     tokens: tuple[int, ...]
@@ -59,7 +59,7 @@ def beam_search(
     tokenizer: Tokenizer,
     inputs: Inputs,
     audio: AudioEmbeds,
-    guide: LetterGuide,
+    guide: Guide,
     draft: Draft,
     n_beams: int,
     max_new_tokens: int,
@@ -68,9 +68,9 @@ def beam_search(
 ) -> Iterator[TokenEvent]:
     """Stream the best text of a window: a token is out as soon as all texts under way agree on it.
 
-    The score of a text is the sum of its log-probabilities, less `LETTERS_WEIGHT` times the cheapest way through the
-    letters, plus `PROGRESS` for every slot behind it, plus `DEAF_WEIGHT` times the log-probabilities of the same text
-    as an answer to nothing; ending costs what is left of the letters. Events are those of `generate`.
+    The score of a text is the sum of its log-probabilities, less what the heads hold against it (`Guide.cost`), plus
+    `WRITTEN` for every letter and `PROGRESS` for every slot behind it, plus `DEAF_WEIGHT` times the log-probabilities
+    of the same text as an answer to nothing; ending costs what is left of the slots. Events are those of `generate`.
     """
     budget = min(max_new_tokens, room(backend, inputs))
     ends, text, shown = stop_ids(tokenizer), tokenizer.stream(), 0
@@ -120,7 +120,7 @@ def guided_search(
     tokenizer: Tokenizer,
     inputs: Inputs,
     audio: AudioEmbeds,
-    guide: LetterGuide,
+    guide: Guide,
     draft: Draft,
     max_new_tokens: int,
     cancelled: Callable[[], bool],
@@ -163,7 +163,7 @@ def guided_search(
 def _extend(
     beams: Sequence[Hypothesis],
     rows: np.ndarray,
-    guide: LetterGuide,
+    guide: Guide,
     proposed: Sequence[Sequence[int]],
     ends: frozenset[int],
     bias: Bias | None,
@@ -171,12 +171,13 @@ def _extend(
 ) -> Iterator[tuple[Hypothesis, int]]:
     """The texts one token longer that are worth a thought, and which of `beams` each goes on.
 
-    After every beam that is what its logits in `rows [beams, vocab]` find likely, and what is `proposed`. `deaf`, of
-    the same shape, are the logits of the network that hears nothing.
+    After every beam that is what its logits in `rows [beams, vocab]` and those of the network that hears nothing,
+    `deaf`, of the same shape, find likely together, and what is `proposed`.
     """
     totals = _totals(rows)
     deaf_totals = None if deaf is None else _totals(deaf)
-    likely = np.argpartition(rows, -CANDIDATES, axis=1)[:, -CANDIDATES:].tolist()
+    joint = rows if deaf is None else rows + DEAF_WEIGHT * deaf
+    likely = np.argpartition(joint, -CANDIDATES, axis=1)[:, -CANDIDATES:].tolist()
     wanted = [bias(beam.tokens) if bias else {} for beam in beams]
     said = [sum(beam.logprobs) for beam in beams]
     pairs = [
@@ -187,14 +188,14 @@ def _extend(
     places = guide.extend([(beams[parent].place, token) for parent, token in pairs])
     for (parent, token), place in zip(pairs, places, strict=True):
         beam, logprob = beams[parent], float(rows[parent, token] - totals[parent, 0])
-        cost = float(place.costs[-1] if token in ends else place.costs.min())
-        behind = len(place.costs) - 1 if token in ends else int(place.costs.argmin())
+        ended = token in ends
+        worth = WRITTEN * place.written + PROGRESS * guide.behind(place, ended) - guide.cost(place, ended)
         least = wanted[parent].get(token)
         favour = beam.favour + (0.0 if least is None else max(0.0, least - logprob))
-        if deaf is not None and deaf_totals is not None and token not in ends:
+        if deaf is not None and deaf_totals is not None and not ended:
             plain = float(deaf[parent, token] - deaf_totals[parent, 0])
             favour += DEAF_WEIGHT * max(plain, LEAST_DEAF if least is None else ORDINARY_DEAF)
-        score = said[parent] + logprob + favour - LETTERS_WEIGHT * cost + PROGRESS * behind
+        score = said[parent] + logprob + favour + worth
         yield Hypothesis((*beam.tokens, token), (*beam.logprobs, logprob), place, score, favour), parent
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from moss_audio.audio import log_mel
 from moss_audio.inference.generate import FinishReason, TokenEvent, Usage, collect, generate, split_reasoning
-from moss_audio.inference.guide import LetterGuide
+from moss_audio.inference.guide import Guide
 from moss_audio.inference.hotwords import HotwordBias, with_hotwords
 from moss_audio.inference.letters import LetterDraft, Spelling, forced_alignment, is_silent, spelling
 from moss_audio.inference.longform import Window
@@ -68,11 +68,13 @@ class Heard:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Clips and question, encoded and rendered; `spelled` is what the encoder's heads made of the clips."""
+    """Clips and question, encoded and rendered; `spelled` is what the encoder's heads made of the clips, and `pieces`
+    what the second of them can spell."""
 
     inputs: Inputs
     audio: AudioEmbeds
     spelled: Spelling | None = None
+    pieces: tuple[str, ...] = ()
 
 
 def listen(backend: Backend, processor: Processor, clips: Sequence[np.ndarray], question: str) -> Prompt:
@@ -83,9 +85,11 @@ def listen(backend: Backend, processor: Processor, clips: Sequence[np.ndarray], 
     mels = [log_mel(samples, backend.config.audio.n_mels) for samples in clips]
     audio, spelled = backend.encode_audio(mels), None
     if audio.letter_logprobs is not None:
-        spelled = spelling(audio.letter_logprobs, backend.config.audio.letters, audio.piece_ids, processor.pieces)
+        best = None if audio.piece_ids is None else audio.piece_ids[:, 0]
+        spelled = spelling(audio.letter_logprobs, backend.config.audio.letters, best, processor.pieces)
         question = SPELLED.format(question=question, letters=spelled.quoted)
-    return Prompt(processor.encode([Message.of("user", *map(MelPart, mels), question)]), audio, spelled)
+    inputs = processor.encode([Message.of("user", *map(MelPart, mels), question)])
+    return Prompt(inputs, audio, spelled, processor.pieces)
 
 
 def hear(
@@ -137,7 +141,8 @@ def write(
     params = replace(params, max_new_tokens=min(limit, most))
     n_beams = max(params.n_beams, TRANSCRIPT_BEAMS) if heard.hotwords else params.n_beams
     if logprobs is not None and draft is not None and is_search(params):
-        guide, bias = LetterGuide(logprobs, letters, tokenizer), HotwordBias(heard.hotwords, tokenizer)
+        guide = Guide(audio, letters, heard.prompt.pieces, tokenizer)
+        bias = HotwordBias(heard.hotwords, tokenizer)
         shared = (backend, tokenizer, inputs, audio, guide, draft)
         if n_beams > 1:
             yield from beam_search(*shared, n_beams, params.max_new_tokens, cancelled, bias)

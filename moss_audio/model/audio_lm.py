@@ -18,14 +18,14 @@ from moss_audio.model.encoder import Encoder, EncoderOutput
 class EncodedAudio(NamedTuple):
     """Clips as the decoder hears them, S audio frames over all clips and rows in prompt order.
 
-    `embeds [S, D]`, `deepstack [K, S, D]`; of the heads, if any, `letter_logprobs [E, L]` and the best `piece_ids [E]`,
-    both at 50 frames a second.
+    `embeds [S, D]`, `deepstack [K, S, D]`; of the heads, if any, `letter_logprobs [E, L]` at 50 frames a second and
+    `piece_logits [P, 1 + n_pieces]` at 25.
     """
 
     embeds: Tensor
     deepstack: Tensor
     letter_logprobs: Tensor | None
-    piece_ids: Tensor | None = None
+    piece_logits: Tensor | None = None
 
 
 class Chunks(NamedTuple):
@@ -97,8 +97,7 @@ class AudioLM(nn.Module):
         mergers = zip(self.deepstack_audio_merger_list, self.stacked_taps(out), strict=True)
         deepstack = torch.stack([merger(tap) for merger, tap in mergers])
         letters = None if out.letter_logprobs is None else out.letter_logprobs[keep]
-        best = out.piece_ids
-        pieces = None if best is None else best[keep]
+        pieces = None if out.piece_logits is None else out.piece_logits[keep[:, ::2]]
         return EncodedAudio(embeds, deepstack, letters, pieces)
 
     def stacked_taps(self, out: EncoderOutput) -> Tensor:

@@ -27,13 +27,6 @@ class EncoderOutput(NamedTuple):
     lengths: Tensor
     piece_logits: Tensor | None = None
 
-    @property
-    def piece_ids(self) -> Tensor | None:
-        """The piece head's best outputs `[N, E]`, each step at both of its frames; None without the head."""
-        if self.piece_logits is None:
-            return None
-        return self.piece_logits.argmax(-1).repeat_interleave(2, dim=1)[:, : self.top.shape[1]]
-
 
 def sinusoids(length: int, channels: int, device: torch.device | None = None) -> Tensor:
     """Whisper's fixed positions `[length, channels]`: sines in the first half, cosines in the second."""

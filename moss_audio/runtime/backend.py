@@ -11,6 +11,9 @@ import numpy as np
 from moss_audio.config import ModelConfig
 from moss_audio.errors import PromptError
 
+N_PIECES = 8
+"""Outputs of the piece head that are told of each step: what is likely beside them counts for nothing."""
+
 
 @dataclass(frozen=True, eq=False)
 class AudioEmbeds:
@@ -18,14 +21,16 @@ class AudioEmbeds:
 
     `embeds [S, D]` replace the placeholders' embeddings, `deepstack [K, S, D]` are added to the outputs of the first K
     decoder layers. `letter_logprobs [E, L]` are the letter head's log-probabilities at 50 frames a second over all
-    clips (E = Σ ceil(mel_frames / 2)), or None where the checkpoint has no letter head; `piece_ids [E]` are the piece
-    head's best outputs at the same frames.
+    clips (E = Σ ceil(mel_frames / 2)), or None where the checkpoint has no letter head. `piece_ids [P, N_PIECES]` are
+    the piece head's most likely outputs, best first, at 25 steps a second (P = Σ ceil(mel_frames / 4)), and
+    `piece_logprobs` what it gives them; None without that head.
     """
 
     embeds: np.ndarray
     deepstack: np.ndarray
     letter_logprobs: np.ndarray | None = None
     piece_ids: np.ndarray | None = None
+    piece_logprobs: np.ndarray | None = None
 
 
 class Cache(Protocol):

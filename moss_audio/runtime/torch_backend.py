@@ -11,7 +11,7 @@ import torch
 from moss_audio.errors import BackendError
 from moss_audio.model.audio_lm import AudioLM, EncodedAudio
 from moss_audio.model.decoder import KVCache
-from moss_audio.runtime.backend import AudioEmbeds, Cache, check_audio, check_mels
+from moss_audio.runtime.backend import N_PIECES, AudioEmbeds, Cache, check_audio, check_mels
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
@@ -50,8 +50,11 @@ class TorchBackend:
         check_mels(mels)
         audio = self.model.encode_audio([[torch.tensor(mel) for mel in mels]])
         letters = None if audio.letter_logprobs is None else _numpy(audio.letter_logprobs)
-        pieces = None if audio.piece_ids is None else audio.piece_ids.cpu().numpy()
-        return AudioEmbeds(_numpy(audio.embeds), _numpy(audio.deepstack), letters, pieces)
+        ids, logprobs = None, None
+        if audio.piece_logits is not None:
+            best = audio.piece_logits.float().log_softmax(-1).topk(min(N_PIECES, audio.piece_logits.shape[-1]))
+            ids, logprobs = best.indices.cpu().numpy(), _numpy(best.values)
+        return AudioEmbeds(_numpy(audio.embeds), _numpy(audio.deepstack), letters, ids, logprobs)
 
     @torch.inference_mode()
     def prefill(

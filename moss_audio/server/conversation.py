@@ -62,17 +62,16 @@ def _hear(model: MossAudio, messages: Sequence[Message]) -> tuple[list[Message],
     if not mels:
         return list(messages), None
     audio = model.backend.encode_audio(mels)
-    heard, rendered, frame = iter(mels), list[Message](), 0
+    heard, rendered, frame, step = iter(mels), list[Message](), 0, 0
     for message in messages:
         parts: list[Part] = [MelPart(next(heard)) if isinstance(part, AudioPart) else part for part in message.parts]
         if audio.letter_logprobs is not None:
-            n_frames = sum(-(-part.mel.shape[1] // 2) for part in parts if isinstance(part, MelPart))
-            if n_frames:
-                here = slice(frame, frame + n_frames)
-                pieces = None if audio.piece_ids is None else audio.piece_ids[here]
-                words = spelling(audio.letter_logprobs[here], config.letters, pieces, model.processor.pieces).quoted
-                parts = _spelled(parts, words)
-            frame += n_frames
+            lengths = [part.mel.shape[1] for part in parts if isinstance(part, MelPart)]
+            if lengths:
+                letters = audio.letter_logprobs[frame : (frame := frame + sum(-(-n // 2) for n in lengths))]
+                steps = slice(step, step := step + sum(-(-n // 4) for n in lengths))
+                pieces = None if audio.piece_ids is None else audio.piece_ids[steps, 0]
+                parts = _spelled(parts, spelling(letters, config.letters, pieces, model.processor.pieces).quoted)
         rendered.append(Message(message.role, tuple(parts)))
     return rendered, audio
 

@@ -155,10 +155,9 @@ class Reader:
         """What the encoder's heads make of each clip."""
         assert heard.letter_logprobs is not None
         letters, lengths = heard.letter_logprobs.float().numpy(force=True), heard.lengths.tolist()
-        best = heard.piece_ids
-        pieces = None if best is None else best.numpy(force=True)
+        best = None if heard.piece_logits is None else heard.piece_logits.argmax(-1).numpy(force=True)
         return [
-            spelling(letters[i, :n], LETTERS, None if pieces is None else pieces[i, :n], self.processor.pieces)
+            spelling(letters[i, :n], LETTERS, None if best is None else best[i, : (n + 1) // 2], self.processor.pieces)
             for i, n in enumerate(lengths)
         ]
 

@@ -127,11 +127,11 @@ class OpenVINOBackend:
         ]
         self._encoders.append(request)
         hidden = np.concatenate([output["hidden"] for output in outputs], axis=1)
-        letters, pieces = (
-            np.concatenate([output[name] for output in outputs]) if there else None
-            for name, there in (("letters", self.config.audio.letters), ("pieces", self.config.audio.n_pieces))
+        heads = (
+            np.concatenate([output[name] for output in outputs]) if name in outputs[0] else None
+            for name in ("letters", "pieces", "piece_logprobs")
         )
-        return AudioEmbeds(hidden[0], hidden[1:], letters, pieces)
+        return AudioEmbeds(hidden[0], hidden[1:], *heads)
 
     def prefill(
         self, input_ids: np.ndarray, audio_mask: np.ndarray, audio: AudioEmbeds | None, n_logits: int = 1

@@ -4,11 +4,11 @@ Inputs: `mel [N, n_mels, L]`, chunks of one prompt padded with zeros to its long
 round length; with that stem `seen [1, 1, L]`, 0 in what is padded beyond the longest and 1 before;
 `mask [N, 1, 1, E]`, 0 for an encoder frame inside its chunk and -inf for padding; `groups [S, stack]`, for every audio
 frame the encoder frames `n · E + e` that it stacks, where `N · E` stands for a frame of zeros; with a letter head
-`frames [F]`, the encoder frames that exist; with a piece head `steps [F]`, the head's step for each of them. `batches`
+`frames [F]`, the encoder frames that exist; with a piece head `steps [P]`, the head's steps that exist. `batches`
 makes all of them.
 
 Outputs: `hidden [1 + K, S, D]`, the embeddings and the K DeepStack layers; `letters [F, n_letters]` log-probabilities;
-`pieces [F]`, the best outputs.
+`pieces [P, N_PIECES]`, the best outputs, and `piece_logprobs` of the same shape.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import openvino as ov
 from openvino import opset13 as op
 
 from moss_audio.config import AudioConfig, ModelConfig
+from moss_audio.runtime.backend import N_PIECES
 from moss_audio.runtime.openvino.nodes import Weights, floats, heads, ints, parameter, result, sinusoids, swap
 
 BATCH_MEL_FRAMES = 3200
@@ -57,7 +58,7 @@ def _inputs(config: AudioConfig, chunks: Sequence[np.ndarray], longest: int) -> 
         index[:count] = n * width + np.arange(count)
         groups.append(index.reshape(-1, stack))
         frames.append(index[:count])
-        steps.append(n * -(-width // 2) + np.arange(count) // 2)
+        steps.append(n * -(-width // 2) + np.arange(-(-count // 2)))
     inputs = {"mel": mel, "mask": mask[:, None, None], "groups": np.concatenate(groups)}
     inputs |= {"seen": (np.arange(length) < longest).astype(np.float32)[None, None]} if whisper else {}
     inputs |= {"frames": np.concatenate(frames)} if config.letters else {}
@@ -66,7 +67,7 @@ def _inputs(config: AudioConfig, chunks: Sequence[np.ndarray], longest: int) -> 
 
 def rounded(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`inputs` with more rows in their lists of frames, so that few lengths occur; `true_rows` undoes it."""
-    steps = {"groups": LENGTH_STEP // 8, "frames": LENGTH_STEP // 2, "steps": LENGTH_STEP // 2}
+    steps = {"groups": LENGTH_STEP // 8, "frames": LENGTH_STEP // 2, "steps": LENGTH_STEP // 4}
 
     def longer(rows: np.ndarray, step: int) -> np.ndarray:
         return np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % step, axis=0)])
@@ -76,7 +77,8 @@ def rounded(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def true_rows(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the graph says about the rows of `inputs`, out of its `outputs` for `rounded(inputs)`."""
-    heads = {name: rows for name, rows in (("letters", "frames"), ("pieces", "steps")) if rows in inputs}
+    rows_of = {"letters": "frames", "pieces": "steps", "piece_logprobs": "steps"}
+    heads = {name: rows for name, rows in rows_of.items() if rows in inputs}
     found = {name: outputs[name][: len(inputs[rows])] for name, rows in heads.items()}
     return {"hidden": outputs["hidden"][:, : len(inputs["groups"])], **found}
 
@@ -110,7 +112,8 @@ def build_encoder(weights: Weights, probes: bool = False) -> ov.Model:
         parameters.append(frames)
     if audio.n_pieces:
         steps = parameter("steps", np.int64, -1)
-        outputs["pieces"] = op.gather(_best_pieces(weights, top, mask), steps, ints(0, scalar=True))
+        for name, best in zip(("piece_logprobs", "pieces"), _best_pieces(weights, top, mask), strict=True):
+            outputs[name] = op.gather(best, steps, ints(0, scalar=True))
         parameters.append(steps)
     top, taps = _stacked(audio, heard, groups), [_stacked(audio, [tap], groups) for tap in taps]
     outputs["hidden"] = _adapt(weights, config, top, taps)
@@ -172,8 +175,9 @@ def _letter_head(weights: Weights, top: ov.Node) -> ov.Node:
     return op.log_softmax(weights.linear(y, "audio_encoder.letter_head.fc2", bias=True), -1)
 
 
-def _best_pieces(weights: Weights, top: ov.Node, mask: ov.Node) -> ov.Node:
-    """The piece head's best output of every step, `[N · ceil(E / 2)]`, blank 0 (`model.encoder.PieceHead`)."""
+def _best_pieces(weights: Weights, top: ov.Node, mask: ov.Node) -> tuple[ov.Node, ov.Node]:
+    """The piece head's most likely outputs of every step, `[N · ceil(E / 2), N_PIECES]`, blank 0: log-probabilities and
+    numbers (`model.encoder.PieceHead`)."""
     audio, name = weights.config.audio, "audio_encoder.piece_head"
     x = op.multiply(top, op.reshape(op.exp(mask), ints(0, -1, 1), special_zero=True))
     x = op.concat([x, op.slice(op.multiply(x, floats(0.0)), ints(0), ints(1), ints(1), ints(1))], 1)
@@ -186,8 +190,10 @@ def _best_pieces(weights: Weights, top: ov.Node, mask: ov.Node) -> ov.Node:
     x = weights.layer_norm(op.add(x, weights.linear(y, f"{name}.fc2", bias=True)), f"{name}.final_norm",
                            audio.layer_norm_eps)  # fmt: skip
     logits = op.concat([weights.linear(x, f"{name}.blank", bias=True), weights.linear(x, f"{name}.pieces")], -1)
-    best = op.topk(logits, ints(1, scalar=True), -1, "max", "none").output(1)
-    return op.reshape(best, ints(-1), special_zero=False)
+    count = min(N_PIECES, 1 + audio.n_pieces)
+    best = op.topk(op.log_softmax(logits, -1), ints(count, scalar=True), -1, "max", "value")
+    logprobs, numbers = (op.reshape(best.output(i), ints(-1, count), special_zero=False) for i in range(2))
+    return logprobs, numbers
 
 
 def _stacked(audio: AudioConfig, parts: Sequence[ov.Node], groups: ov.Node) -> ov.Node:
