@@ -13,7 +13,7 @@ from moss_audio.errors import BackendError, PromptError
 from moss_audio.inference.generate import collect, stop_ids
 from moss_audio.inference.guide import INSERTION, LETTERS_WEIGHT, PIECES_WEIGHT, Guide
 from moss_audio.inference.letters import LetterDraft
-from moss_audio.inference.search import beam_search, guided_search
+from moss_audio.inference.search import Hypothesis, _extend, beam_search, guided_search, small_letters
 from moss_audio.processor import Inputs
 from moss_audio.runtime.backend import AudioEmbeds
 from moss_audio.runtime.select import load_backend
@@ -176,6 +176,19 @@ def test_how_people_write_decides_where_the_others_waver():
     assert collect(search(Wavering("a bad cab", deaf="a mad cab"), unclear))[0] == "a mad cab"
     assert collect(search(Wavering("a bad cab", deaf="a bad cab"), unclear))[0] == "a bad cab"
     assert collect(search(Biased("a bad cab", deaf="a mad cab"), "a bad cab"))[0] == "a bad cab"
+
+
+def test_how_people_write_says_nothing_of_marks_and_capitals():
+    small, guide = small_letters(TOKENIZER), guide_of(audio_of("bad"))
+    assert [small(token) for token in TOKENIZER.encode("aB,é")] == TOKENIZER.encode("ab,é") and small(END) == END
+    row = np.zeros((1, max(END, 255) + 1), np.float32)
+    deaf = row.copy()
+    deaf[0, TOKENIZER.encode("B,x")] = -9.0
+    proposed = [TOKENIZER.encode("bB,x")]
+    begun = Hypothesis((0,), (0.0,), guide.start(), 0.0)
+    grown = {h.tokens[-1]: h.favour for h, _ in _extend([begun], row, guide, proposed, frozenset(), None, deaf, small)}
+    b, capital, mark, x = (grown[token] for token in proposed[0])
+    assert b == capital < mark == 0.0 and x < b - 2.0
 
 
 def test_letters_that_are_left_keep_a_text_from_ending():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,6 +78,7 @@ def beam_search(
     cache, logits = backend.prefill(inputs.input_ids, inputs.audio_mask, audio)
     answer = inputs.input_ids[answer_start(tokenizer, inputs) :]
     deaf_cache, deaf = backend.prefill(answer, np.zeros(len(answer), bool), None)
+    small = small_letters(tokenizer)
     beams, rows = [Hypothesis((), (), guide.start(), 0.0)], logits
     finished: list[Hypothesis] = []
     reason: FinishReason = "length"
@@ -86,7 +88,7 @@ def beam_search(
             break
         grown: list[tuple[Hypothesis, int]] = []
         proposed = [draft(list(beam.tokens))[:1] for beam in beams]
-        for after, parent in _extend(beams, rows, guide, proposed, ends, bias, deaf):
+        for after, parent in _extend(beams, rows, guide, proposed, ends, bias, deaf, small):
             if after.tokens[-1] in ends:
                 finished.append(after)
             else:
@@ -101,10 +103,10 @@ def beam_search(
         for token, logprob in zip(beams[0].tokens[shown:agreed], beams[0].logprobs[shown:agreed], strict=True):
             yield TokenEvent(text.push(token), token, logprob)
         shown = max(shown, agreed)
-        last = np.array([beam.tokens[-1] for beam in beams], np.int64)
+        last = [beam.tokens[-1] for beam in beams]
         parents = np.array([parent for _, parent in grown], np.int64)
-        rows = backend.decode_beams(cache, last, parents)
-        deaf = backend.decode_beams(deaf_cache, last, parents)
+        rows = backend.decode_beams(cache, np.array(last, np.int64), parents)
+        deaf = backend.decode_beams(deaf_cache, np.array([small(token) for token in last], np.int64), parents)
     best = finished[0] if reason == "stop" else beams[0]
     rest = [
         TokenEvent("" if token in ends else text.push(token), token, logprob)
@@ -168,11 +170,13 @@ def _extend(
     ends: frozenset[int],
     bias: Bias | None,
     deaf: np.ndarray | None = None,
+    small: Callable[[int], int] = int,
 ) -> Iterator[tuple[Hypothesis, int]]:
     """The texts one token longer that are worth a thought, and which of `beams` each goes on.
 
     After every beam that is what its logits in `rows [beams, vocab]` and those of the network that hears nothing,
-    `deaf`, of the same shape, find likely together, and what is `proposed`.
+    `deaf`, of the same shape, find likely together, and what is `proposed`. The latter has a say in what is spelled, in
+    `small` letters, and none in marks.
     """
     totals = _totals(rows)
     deaf_totals = None if deaf is None else _totals(deaf)
@@ -192,11 +196,26 @@ def _extend(
         worth = WRITTEN * place.written + PROGRESS * guide.behind(place, ended) - guide.cost(place, ended)
         least = wanted[parent].get(token)
         favour = beam.favour + (0.0 if least is None else max(0.0, least - logprob))
-        if deaf is not None and deaf_totals is not None and not ended:
-            plain = float(deaf[parent, token] - deaf_totals[parent, 0])
+        if deaf is not None and deaf_totals is not None and place.written > beam.place.written:
+            plain = float(deaf[parent, small(token)] - deaf_totals[parent, 0])
             favour += DEAF_WEIGHT * max(plain, LEAST_DEAF if least is None else ORDINARY_DEAF)
         score = said[parent] + logprob + favour + worth
         yield Hypothesis((*beam.tokens, token), (*beam.logprobs, logprob), place, score, favour), parent
+
+
+def small_letters(tokenizer: Tokenizer) -> Callable[[int], int]:
+    """The token that spells the same in small letters, or the token itself where none does.
+
+    How people write is learned from texts without capitals and marks, of which the model that hears has its own idea.
+    """
+
+    @cache
+    def small(token: int) -> int:
+        text = "" if tokenizer.is_special(token) else tokenizer.token_bytes(token).decode("latin-1")
+        ids = tokenizer.encode(text.lower()) if text.isascii() and text != text.lower() else []
+        return ids[0] if len(ids) == 1 else token
+
+    return small
 
 
 def _totals(rows: np.ndarray) -> np.ndarray:
