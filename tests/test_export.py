@@ -69,6 +69,16 @@ def test_what_no_stage_trained_is_passed_on_byte_for_byte(base, states, tmp_path
     assert (tmp_path / "out/README.md").read_text() == "A card.\n"
 
 
+def test_part_of_the_way_to_what_was_trained(base, states, tmp_path, monkeypatch):
+    for share in (0.0, 0.5, 1.0):
+        run(monkeypatch, base, states[1], tmp_path / str(share), "--share", share)
+    start, middle, end = (open_checkpoint(tmp_path / str(share)).float32(ADAPTER) for share in (0.0, 0.5, 1.0))
+    np.testing.assert_allclose(start, open_checkpoint(base).float32(ADAPTER), atol=0.02)
+    np.testing.assert_allclose(middle, (start + end) / 2, atol=0.04)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, base, states[1], tmp_path / "out", "--share", 1.5)
+
+
 def test_tensors_stay_in_their_files(base, states, tmp_path, monkeypatch):
     run(monkeypatch, base, states[1], tmp_path / "out")
     places, kept = (json.loads((folder / INDEX).read_text())["weight_map"] for folder in (base, tmp_path / "out"))

@@ -1,5 +1,6 @@
 """Scenes drawn from manifests, and the stages that teach the mergers to tell the decoder what is heard in them."""
 
+import itertools
 import json
 from copy import deepcopy
 
@@ -8,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from toys import SCENES, SOUNDS, tiny_config, tiny_processor, write_world  # noqa: E402
 
 from moss_audio.data.manifest import held_out  # noqa: E402
@@ -18,7 +19,7 @@ from moss_audio.training import ground, vectors  # noqa: E402
 from moss_audio.training.examples import Scenes  # noqa: E402
 from moss_audio.training.loop import load_weights  # noqa: E402
 from moss_audio.training.naming import BESIDE, Words, attributes, kinds_of  # noqa: E402
-from moss_audio.training.scenes import World, ask, is_dev, label_of  # noqa: E402
+from moss_audio.training.scenes import World, ask, half_of, is_dev, label_of  # noqa: E402
 from moss_audio.training.sounds import Sound  # noqa: E402
 
 KINDS = tuple(SCENES["shares"])
@@ -62,6 +63,15 @@ def test_rows_kept_for_development_are_never_drawn_in_training(data, tmp_path, d
         assert truths or kind == "nothing"
     indices = {i for rows in world.ambient.by_label.values() for i in rows}
     assert indices and all((world.ambient.store.rows[i]["fold"] == 3) == dev for i in indices)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_scenes_may_have_the_sounds_of_one_half(data, tmp_path, half):
+    world = World(SCENES | {"half": half}, data, tmp_path)
+    pools = [*(pool for pool, _ in world.sounds), world.ambient]
+    rows = [pool.store.rows[i] for pool in pools for own in pool.by_label.values() for i in own]
+    assert {half_of(row) for row in rows} == {half}
+    assert len(world.music.labels) == len(World(SCENES, data, tmp_path).music.labels)
 
 
 def test_which_rows_are_kept_for_development(data):
@@ -247,6 +257,11 @@ def test_vectors_learn_on_through_detectors_that_have_not_heard_a_recording(data
     learned, state = tmp_path / "vectors.vectors", tmp_path / "ground.safetensors"
     ground.train(deepcopy(model), processor, RECIPE | {"halves": True}, data, state, False, learned)
     assert all(file.is_file() for file in ground.halves_beside(state))
+    told = [load_file(tmp_path / f"ground{part}.safetensors") for part in ("_half0_mergers", "_half1_mergers", "")]
+    assert told[0].keys() == told[1].keys() == told[2].keys() <= model.state_dict().keys()
+    gates = [name for name in told[0] if "gate_proj" in name]
+    for a, b in itertools.combinations(told, 2):  # sounds are told otherwise, the rest is not
+        assert [int((a[name] != b[name]).any(1).sum()) for name in gates] == [2 * len(SOUNDS)] * len(gates)
 
     kinds = kinds_of(World(SCENES, data, tmp_path), 2)
     before = vectors.Vectors.learned(learned)

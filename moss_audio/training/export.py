@@ -33,18 +33,26 @@ def trained_tensors(states: list[Path]) -> dict[str, np.ndarray]:
 
 
 def exported(
-    base: Path, trained: Mapping[str, np.ndarray], scheme: Scheme, int4: str | None, group: int = GROUP
+    base: Path,
+    trained: Mapping[str, np.ndarray],
+    scheme: Scheme,
+    int4: str | None,
+    group: int = GROUP,
+    share: float = 1.0,
 ) -> Iterator[tuple[str, Weight]]:
     """Every tensor of `base` with the trained ones in their place; matrices whose name matches `int4` in 4 bits.
 
     Of those, a `group` of columns shares a scale in the language model, where small groups keep sounds apart
-    (`docs/log.md`), and `weights.GROUP` elsewhere.
+    (`docs/log.md`), and `weights.GROUP` elsewhere. With a `share` below 1 the rest of each trained tensor is as `base`
+    has it: part of the way keeps more of what was known (https://arxiv.org/abs/2109.01903).
     """
     checkpoint = open_checkpoint(base)
     if strangers := sorted(set(trained) - set(checkpoint.names)):
         raise ValueError(f"the stages hold tensors that {base} has not: {strangers[:5]}")
     for name in checkpoint.names:
-        weight = Weight(trained[name]) if name in trained else checkpoint.weight(name)
+        weight = checkpoint.weight(name)
+        if name in trained:
+            weight = Weight(trained[name] if share == 1 else (1 - share) * dequantise(weight) + share * trained[name])
         if len(weight.shape) == 2 and int4 is not None and re.match(int4, name):
             own = group if name.startswith(INT4_PREFIX) else GROUP
             weight = quantise_int4(dequantise(weight), own) if name in trained else recode(weight, "int4")
@@ -61,11 +69,14 @@ def main() -> None:
     parser.add_argument("--scheme", choices=SCHEMES, default="int8", help="of matrices (default: int8)")
     parser.add_argument("--int4", metavar="PATTERN", help="names of matrices to store in 4 bits")
     parser.add_argument("--group", type=int, default=GROUP, help="columns under one scale in the language model's")
+    parser.add_argument("--share", type=float, default=1.0, help="how far to go from BASE to what was trained, 0 to 1")
     args = parser.parse_args()
+    if not 0 <= args.share <= 1:
+        parser.error(f"--share is {args.share}; valid: from 0, which is BASE, to 1, which is what was trained")
     config = json.loads((args.base / "config.json").read_text(encoding="utf-8"))
     index = args.base / INDEX
     places = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else None
-    tensors = exported(args.base, trained_tensors(args.states), args.scheme, args.int4, args.group)
+    tensors = exported(args.base, trained_tensors(args.states), args.scheme, args.int4, args.group, args.share)
     save_checkpoint(args.out, config, tensors, places=places)
     for file in OTHER_FILES:
         if (args.base / file).is_file() and args.base.resolve() != args.out.resolve():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,6 +241,15 @@ def put_in(
         down[:, free] = (targets[k, known] / even[:, None]).T  # as large as others: they are quantised together
 
 
+@torch.no_grad()
+def of_sounds(part: Detectors, others: Detectors, words: Words) -> Detectors:
+    """Detectors of sounds as `part` has them, and of all else as `others` do."""
+    both, here = deepcopy(others), words.spans["sound"]
+    sounds = (both.owner >= here.start) & (both.owner < here.stop)
+    both.weight[..., sounds], both.bias[..., sounds] = part.weight[..., sounds], part.bias[..., sounds]
+    return both
+
+
 def collect(listener: Listener, batches: Iterator[Sequence[Sound]], most: int) -> Kept:
     """What is heard of up to `most` sounds."""
     found: list[Kept] = []
@@ -304,6 +314,7 @@ def train(
 
     What was heard is kept in `STATE.taps`, the detectors under way in `STATE.detectors`. With `halves` two more sets of
     detectors are fitted, each to half of the recordings: what they say of the other half is what unheard ones are like.
+    `STATE_halfN_mergers` say of sounds what those of half N do, for a language model that learns from the other half.
     """
     n_mels, cache, file = processor.config.n_mels, state.parent / "pcm", state.with_suffix(".taps")
     world = World(recipe["scenes"], data, cache)
@@ -340,17 +351,24 @@ def train(
         fit(detectors, Plan.of(recipe), loss_of, lambda: right(detectors, unheard, words), file, resume)
         return detectors
 
+    of_halves: dict[Path, Detectors] = {}
     for half, file in enumerate(halves_beside(state) if recipe.get("halves") else ()):
-        part = fitted(kept.halves == half, file.with_suffix(".detectors"))
+        of_halves[file] = fitted(kept.halves == half, file.with_suffix(".detectors"))
         if processes().rank == 0:
-            save_file(part.state_dict(), file, {"said": json.dumps(recipe["said"])})
+            save_file(of_halves[file].state_dict(), file, {"said": json.dumps(recipe["said"])})
     detectors = fitted(torch.ones(len(kept.labels), dtype=torch.bool), state.with_suffix(".detectors"))
     mergers = model.deepstack_audio_merger_list
     few = [taps[:, there > 0].float() for taps, there in zip(kept.taps[::SPARSE], kept.weights[::SPARSE], strict=True)]
-    put_in(mergers, detectors, words, [taps.to(device) for taps in few], recipe["said"])
-    if processes().rank == 0:
-        weights = mergers.state_dict(prefix="deepstack_audio_merger_list.")
-        save_file({name: weight.contiguous() for name, weight in weights.items()}, state)
+
+    def say(mergers: nn.ModuleList, detectors: Detectors, file: Path) -> None:
+        put_in(mergers, detectors, words, [taps.to(device) for taps in few], recipe["said"])
+        if processes().rank == 0:
+            weights = mergers.state_dict(prefix="deepstack_audio_merger_list.")
+            save_file({name: weight.contiguous() for name, weight in weights.items()}, file)
+
+    for file, part in of_halves.items():
+        say(deepcopy(mergers), of_sounds(part, detectors, words), file.with_stem(f"{file.stem}_mergers"))
+    say(mergers, detectors, state)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Scenes for training, drawn endlessly from manifests: which pools there are, and which kinds of scene in which share.
 
-The recipe's `scenes` name the manifests; development folds, speakers and tunes stay out (`is_dev`). Knows `data.scene`,
-`data.wording` and `data.spoken`; knows no network.
+The recipe's `scenes` name the manifests; development folds, speakers and tunes stay out (`is_dev`), and with `half` the
+sounds of the other half (`half_of`). Knows `data.scene`, `data.wording` and `data.spoken`; knows no network.
 
 Kinds: `sound`, `voice`, `emotion`, `order`, `music` (one clip), `scene` (sounds), `mixed` (sounds and speech), `turns`
 (people who speak in turn), `words` (single words, of the recipe's `keywords`), `nothing` (silence, noise, hum).
@@ -10,6 +10,7 @@ Kinds: `sound`, `voice`, `emotion`, `order`, `music` (one clip), `scene` (sounds
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,14 @@ def is_dev(row: Row) -> bool:
     return "intent" in row and held_out(row)
 
 
+def half_of(row: Row) -> int:
+    """To which half of the recordings a row belongs, 0 or 1: by fold, tune or speaker, so that none is in both."""
+    if "fold" in row:
+        return int(row["fold"]) % 2
+    own = str(row.get("tune") or row.get("speaker") or row.get("audio"))
+    return hashlib.sha1(own.encode()).digest()[0] % 2
+
+
 def label_of(row: Row) -> str:
     """What a clip is called in a scene."""
     if "music" in row:
@@ -96,9 +105,11 @@ class World:
             longest: float = 16.0,
         ) -> Pool:
             store, apart = store_of(name), name.endswith("_dev.jsonl")
+            half = recipe.get("half") if kind == "sound" else None
             chosen = [
                 i for i, row in enumerate(store.rows)
                 if (apart or is_dev(row)) == dev and keep(row) and 0.25 < store.lengths[i] / SAMPLE_RATE < longest
+                and (half is None or half_of(row) == half)
             ]  # fmt: skip
             return Pool(store, kind, chosen, [label(store.rows[i]) for i in chosen])
 

@@ -5,19 +5,17 @@ Knows scenes and what is true of them; knows no network.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from moss_audio.audio import SAMPLE_RATE, log_mel
-from moss_audio.data.manifest import Row
 from moss_audio.data.scene import Event, Pool, Scene
 from moss_audio.inference.spans import Span, spans
 from moss_audio.tasks.sounds import CHANGE, MARGIN, stretch
 from moss_audio.training.naming import BESIDE, attributes
-from moss_audio.training.scenes import World, label_of
+from moss_audio.training.scenes import World, half_of, label_of
 
 BATCH, BATCHES = 12, 8
 """Sounds in a batch, and batches that are drawn together, so that sounds in one are of like length."""
@@ -43,14 +41,6 @@ class Sound(NamedTuple):
     start: float
     end: float
     half: int = 0
-
-
-def half_of(row: Row) -> int:
-    """To which half of the recordings a row belongs, 0 or 1: by fold, tune or speaker, so that none is in both."""
-    if "fold" in row:
-        return int(row["fold"]) % 2
-    own = str(row.get("tune") or row.get("speaker") or row.get("audio"))
-    return hashlib.sha1(own.encode()).digest()[0] % 2
 
 
 def sound_of(scene: Scene, n_mels: int) -> Sound:

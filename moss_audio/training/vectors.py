@@ -40,8 +40,7 @@ from moss_audio.training.loop import Plan, fit
 from moss_audio.training.naming import Kinds, Words, attributes, kinds_of
 from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
-from moss_audio.training.scenes import World, label_of
-from moss_audio.training.sounds import half_of
+from moss_audio.training.scenes import World, half_of, label_of
 
 BATCH = 16
 """Recordings that the encoder hears at a time."""
