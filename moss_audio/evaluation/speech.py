@@ -16,6 +16,8 @@ import numpy as np
 import moss_audio
 from moss_audio.evaluation.metrics import ErrorRate
 from moss_audio.evaluation.normalise import english
+from moss_audio.inference.sampling import SamplingParams
+from moss_audio.prompts import TRANSCRIPT_BEAMS
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,16 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--backend", choices=("openvino", "torch"))
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--beams", type=int, default=TRANSCRIPT_BEAMS, help="texts weighed at a time; 1 is fastest")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N transcripts")
     args = parser.parse_args()
     model = moss_audio.load(args.model, backend=args.backend)
+    params = SamplingParams(n_beams=args.beams)
     rows = [json.loads(line) for line in args.manifest.read_text(encoding="utf-8").splitlines()][: args.limit]
     rates, seconds, busy = [], 0.0, 0.0
     for i, row in enumerate(rows):
         began = time.perf_counter()
-        text = model.transcribe(args.manifest.parent / row["audio"]).text
+        text = model.transcribe(args.manifest.parent / row["audio"], params=params).text
         busy += time.perf_counter() - began
         seconds += row["seconds"]
         rates.append(ErrorRate.of(english(row["text"]), english(text)))

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 BEGIN = -2.0
 """The least log-probability that a token counts as which begins a hotword: that of a likely word among others."""
 
-PER_LETTER = 0.7
-"""Nats for every letter of a hotword, once its second token is written (or its only one): about what a letter of
-ordinary text costs."""
+PER_LETTER = 1.2
+"""Nats for every letter of a hotword, once its second token is written (or its only one): about what both heads take
+off for one that is spelt unlike its sound."""
 
 MAX_HOTWORDS = 200
 """Each is one more token to weigh at every step; a long list also makes wrong matches likely."""
