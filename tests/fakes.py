@@ -113,6 +113,11 @@ class FakeBackend:
         del cache.ids[length:]
 
 
+def small(ids: Sequence[int]) -> list[int]:
+    """`ids` with bytes that are capitals as small letters."""
+    return [token + 32 if ord("A") <= token <= ord("Z") else token for token in ids]
+
+
 def scripted(*answers: str | Sequence[int]) -> Callable[[list[int]], np.ndarray]:
     """Scores of a model that says `answers`, one a prompt, and then ends its turn."""
     scripts = [[*(answer.encode() if isinstance(answer, str) else answer), END] for answer in answers]
@@ -125,8 +130,9 @@ def scripted(*answers: str | Sequence[int]) -> Callable[[list[int]], np.ndarray]
         logits = np.zeros(VOCAB, dtype=np.float32)
         logits[END] = -10.0  # it ends nowhere but at the end
         # Off the script, after a wrong draft, anything may come; here it is always "?".
-        on_script = emitted == current[: len(emitted)] and len(emitted) < len(current)
-        logits[current[len(emitted)] if on_script else ord("?")] = 10.0
+        # Capitals are no difference, since a model that hears nothing reads small letters.
+        on_script = small(emitted) == small(current[: len(emitted)]) and len(emitted) < len(current)
+        logits[current[len(emitted)] if on_script else ord("?")] = 12.0
         return logits
 
     return score
