@@ -86,6 +86,16 @@ def test_pieces_of_words_count_as_what_they_spell():
     assert cost(nothing, "ab") - cost(nothing, "a") == pytest.approx((LETTERS_WEIGHT + PIECES_WEIGHT) * INSERTION)
 
 
+def test_a_head_that_is_sure_of_nothing_is_asked_less(monkeypatch):
+    steps = [[(" bad", 0.4), (" bat", 0.3), (" cab", 0.2)]] * 6
+    for i, step in enumerate(steps):
+        steps[i] = step[i % 2 :] + step[: i % 2]  # no two neighbours alike
+    audio = audio_of("", [[(piece, 0.4 - 0.1 * i) for i, (piece, _) in enumerate(step)] for step in steps])
+    whole = len(guide_of(audio).start().pieces)
+    monkeypatch.setattr("moss_audio.inference.guide.MOST_PIECES", 6)
+    assert len(guide_of(audio).start().pieces) == 1 + 6 * len(" bad") < whole
+
+
 @pytest.mark.parametrize("pieces", [None, [[(" bad", 0.6), (" bat", 0.3)], [(" cab", 0.9)]]])
 def test_several_tokens_cost_what_each_costs_alone(pieces):
     guide = guide_of(audio_of("hear me", pieces))

@@ -38,6 +38,9 @@ INSERTION = 4.0
 """Cost in nats of a letter that has no slot, about what the head makes of a letter that it misses; also of one that a
 piece has and the text has not, or another."""
 
+MOST_PIECES = 2000
+"""Pieces in the slots of a window: where the head is sure of nothing, each slot has fewer, and a step stays fast."""
+
 UNSPOKEN = " .,;:?!-\"'"
 """Characters that may be written without having been heard. All others that the head cannot spell cost an insertion."""
 
@@ -161,8 +164,10 @@ class PieceSlots:
         n_nodes, bounds, unsaid = 1, [0], [0.0]
         edges: list[tuple[int, int, int, float]] = []  # to, from, letter, cost
         leave: list[tuple[int, int, float]] = []  # to, from, cost
-        for blank, likely in _piece_slots(ids, np.exp(logprobs.astype(np.float64))):
-            chains = [(chain, cost) for piece, cost in likely if (chain := spell(piece))]
+        slots = list(_piece_slots(ids, np.exp(logprobs.astype(np.float64))))
+        most = max(1, MOST_PIECES // max(1, len(slots)))
+        for blank, likely in slots:
+            chains = [(chain, cost) for piece, cost in likely[:most] if (chain := spell(piece))]
             here, inner = bounds[-1], n_nodes
             n_nodes += 1 + sum(len(chain) - 1 for chain, _ in chains)
             bounds.append(n_nodes - 1)
@@ -224,7 +229,7 @@ def _columns(rows: Sequence[tuple[float, ...]], width: int) -> list[np.ndarray]:
 
 
 def _piece_slots(ids: np.ndarray, probs: np.ndarray) -> Iterator[tuple[float, list[tuple[int, float]]]]:
-    """The costs of saying nothing in each slot, and of its likely pieces: that one is heard in any of its steps."""
+    """The cost of saying nothing in each slot, and of its likely pieces, best first: that one is heard in any step."""
     heard = np.flatnonzero(np.where(ids == 0, probs, 0.0).sum(axis=1) < PIECE_BLANK_ENOUGH)
     first = _runs(heard, ids[heard, 0])
     for rows in np.split(heard, first[1:]) if len(heard) else ():
@@ -232,8 +237,8 @@ def _piece_slots(ids: np.ndarray, probs: np.ndarray) -> Iterator[tuple[float, li
         for piece in np.unique(ids[rows]).tolist():
             missed[piece] = float(np.prod(1 - np.where(ids[rows] == piece, probs[rows], 0.0).sum(axis=1)))
         blank = float(np.prod(np.where(ids[rows] == 0, probs[rows], 0.0).sum(axis=1)))
-        likely = [(piece, 1 - miss) for piece, miss in missed.items() if piece and 1 - miss > LEAST_PIECE]
-        yield _cost(blank), [(piece, _cost(probability)) for piece, probability in likely]
+        likely = sorted((miss, piece) for piece, miss in missed.items() if piece and 1 - miss > LEAST_PIECE)
+        yield _cost(blank), [(piece, _cost(1 - miss)) for miss, piece in likely]
 
 
 def _cost(probability: float) -> float:
