@@ -131,10 +131,10 @@ class LetterSlots:
             first = _runs(heard, logprobs[heard].argmax(axis=1))
             sums = np.add.reduceat(np.exp(logprobs[heard].astype(np.float64)), first, axis=0)
             sums /= np.diff(np.append(first, len(heard)))[:, None]
-        slots = np.maximum(np.log(np.maximum(sums, 1e-9)), FLOOR)
-        foreign = np.full((len(slots), 1), np.inf)
-        self._take = np.ascontiguousarray(np.concatenate([-slots, foreign], axis=1).T)
-        self._pass = np.concatenate([[0.0], np.cumsum(-slots[:, 0])])
+        costs = _costs(sums, FLOOR)
+        foreign = np.full((len(costs), 1), np.inf)
+        self._take = np.ascontiguousarray(np.concatenate([costs, foreign], axis=1).T)
+        self._pass = np.concatenate([[0.0], np.cumsum(costs[:, 0])])
 
     def start(self) -> np.ndarray:
         """Costs `[slots + 1]` before the first letter."""
@@ -167,7 +167,7 @@ class PieceSlots:
         slots = list(_piece_slots(ids, np.exp(logprobs.astype(np.float64))))
         most = max(1, MOST_PIECES // max(1, len(slots)))
         for blank, likely in slots:
-            chains = [(chain, cost) for piece, cost in likely[:most] if (chain := spell(piece))]
+            chains = [(chain, cost) for cost, piece in likely[:most] if (chain := spell(piece))]
             here, inner = bounds[-1], n_nodes
             n_nodes += 1 + sum(len(chain) - 1 for chain, _ in chains)
             bounds.append(n_nodes - 1)
@@ -228,21 +228,24 @@ def _columns(rows: Sequence[tuple[float, ...]], width: int) -> list[np.ndarray]:
     return [*columns[:-1].astype(np.int64), columns[-1]]
 
 
-def _piece_slots(ids: np.ndarray, probs: np.ndarray) -> Iterator[tuple[float, list[tuple[int, float]]]]:
+def _piece_slots(ids: np.ndarray, probs: np.ndarray) -> Iterator[tuple[float, list[tuple[float, int]]]]:
     """The cost of saying nothing in each slot, and of its likely pieces, best first: that one is heard in any step."""
-    heard = np.flatnonzero(np.where(ids == 0, probs, 0.0).sum(axis=1) < PIECE_BLANK_ENOUGH)
+    blank = np.where(ids == 0, probs, 0.0).sum(axis=1)
+    heard = np.flatnonzero(blank < PIECE_BLANK_ENOUGH)
     first = _runs(heard, ids[heard, 0])
     for rows in np.split(heard, first[1:]) if len(heard) else ():
-        missed: dict[int, float] = {}
-        for piece in np.unique(ids[rows]).tolist():
-            missed[piece] = float(np.prod(1 - np.where(ids[rows] == piece, probs[rows], 0.0).sum(axis=1)))
-        blank = float(np.prod(np.where(ids[rows] == 0, probs[rows], 0.0).sum(axis=1)))
-        likely = sorted((miss, piece) for piece, miss in missed.items() if piece and 1 - miss > LEAST_PIECE)
-        yield _cost(blank), [(piece, _cost(1 - miss)) for miss, piece in likely]
+        own, chances = ids[rows], probs[rows]
+        pieces = np.unique(own[own > 0])
+        missed = np.prod(1 - np.where(own == pieces[:, None, None], chances, 0.0).sum(axis=2), axis=1)
+        kept = 1 - missed > LEAST_PIECE
+        costs = _costs(1 - missed[kept], PIECE_FLOOR).tolist()
+        yield float(_costs(blank[rows].prod(), PIECE_FLOOR)), sorted(zip(costs, pieces[kept].tolist(), strict=True))
 
 
-def _cost(probability: float) -> float:
-    return -max(float(np.log(max(probability, 1e-9))), PIECE_FLOOR)
+def _costs(probabilities: np.ndarray, floor: float) -> np.ndarray:
+    """What probabilities cost in nats, at most as much as a log-probability of `floor`."""
+    costs: np.ndarray = np.minimum(-np.log(np.maximum(probabilities, 1e-9)), -floor)
+    return costs
 
 
 def _runs(places: np.ndarray, best: np.ndarray) -> np.ndarray:

@@ -85,10 +85,18 @@ class AudioLM(nn.Module):
         dtype = self.audio_encoder.layer_norm.weight.dtype
         moved = [[mel.to(device=device, dtype=dtype) for mel in row] for row in rows]
         chunks = cut(moved, self.config.audio.chunk_mel_frames)
-        return self.adapt_output(self.audio_encoder(*chunks, checkpointing=checkpointing))
+        out = self.audio_encoder(*chunks, checkpointing=checkpointing)
+        audio = self.adapt_output(out)
+        if out.piece_logits is None:
+            return audio
+        steps = torch.arange(out.piece_logits.shape[1], device=device) < (out.lengths[:, None] + 1) // 2
+        return audio._replace(piece_logits=out.piece_logits[steps])
 
     def adapt_output(self, out: EncoderOutput) -> EncodedAudio:
-        """Bring the encoder's output to the decoder's width: adapter on top and letter posteriors, a merger a tap."""
+        """Bring the encoder's output to the decoder's width: adapter on top and letter posteriors, a merger a tap.
+
+        What the piece head says is left out: it is large, and the decoder does not hear it.
+        """
         top = out.top
         if out.letter_logprobs is not None:
             top = torch.cat([top, out.letter_logprobs.exp().to(top.dtype)], dim=-1)
@@ -97,8 +105,7 @@ class AudioLM(nn.Module):
         mergers = zip(self.deepstack_audio_merger_list, self.stacked_taps(out), strict=True)
         deepstack = torch.stack([merger(tap) for merger, tap in mergers])
         letters = None if out.letter_logprobs is None else out.letter_logprobs[keep]
-        pieces = None if out.piece_logits is None else out.piece_logits[keep[:, ::2]]
-        return EncodedAudio(embeds, deepstack, letters, pieces)
+        return EncodedAudio(embeds, deepstack, letters)
 
     def stacked_taps(self, out: EncoderOutput) -> Tensor:
         """What the mergers read: the taps at the audio frames, `[K, S, stack·C]`."""

@@ -49,10 +49,10 @@ def exported(
     checkpoint = open_checkpoint(base)
     if strangers := sorted(set(trained) - set(checkpoint.names)):
         raise ValueError(f"the stages hold tensors that {base} has not: {strangers[:5]}")
+    if share < 1:
+        trained = {name: (1 - share) * checkpoint.float32(name) + share * own for name, own in trained.items()}
     for name in checkpoint.names:
-        weight = checkpoint.weight(name)
-        if name in trained:
-            weight = Weight(trained[name] if share == 1 else (1 - share) * dequantise(weight) + share * trained[name])
+        weight = Weight(trained[name]) if name in trained else checkpoint.weight(name)
         if len(weight.shape) == 2 and int4 is not None and re.match(int4, name):
             own = group if name.startswith(INT4_PREFIX) else GROUP
             weight = quantise_int4(dequantise(weight), own) if name in trained else recode(weight, "int4")
