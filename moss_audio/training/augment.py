@@ -52,3 +52,15 @@ def augment(mel: Tensor, rng: np.random.Generator, noise: Tensor | None = None, 
     if noise is not None:
         mel = mix(mel, noise, float(rng.uniform(5, 25)) - 10 * (change - 1))
     return mask(mel, rng, rate=0.09 * change)
+
+
+def colour(mel: Tensor, rng: np.random.Generator) -> Tensor:
+    """Louder or softer as a whole, by 4 dB, and in broad bands, by 2.4 dB: another microphone, another room."""
+    bands = np.interp(np.arange(len(mel)), np.linspace(0, len(mel) - 1, 5), rng.normal(0, 0.06, 5))
+    return mel + float(rng.normal(0, 0.1)) + torch.from_numpy(bands.astype(np.float32))[:, None]
+
+
+def fitted(mel: Tensor, frames: int) -> Tensor:
+    """The first `frames` of a clip, the quietest value behind a shorter one."""
+    missing = max(0, frames - mel.shape[1])
+    return F.pad(mel[:, :frames], (0, missing), value=float(mel.min()))

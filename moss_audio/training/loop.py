@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ from moss_audio.training.processes import placed, processes, whole
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast: `lr` maps patterns of parameter names to peak rates; the first match counts."""
+    """How long and how fast: `lr` maps patterns of parameter names to peak rates; the first match counts.
+
+    `decay` does the same with weight decay; names that match none have `weight_decay`.
+    """
 
     steps: int
     warmup: int
@@ -33,22 +36,32 @@ class Plan:
     seed: int = 0
     weight_decay: float = 0.01
     log_every: int = 20
+    decay: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, recipe: Mapping[str, Any]) -> Plan:
         """The plan in a recipe file."""
-        decay = recipe.get("weight_decay", 0.01)
-        return cls(recipe["steps"], recipe["warmup"], recipe["lr"], recipe["dev_every"], recipe["seed"], decay)
+        decay = {key: recipe[key] for key in ("weight_decay", "decay") if key in recipe}
+        return cls(recipe["steps"], recipe["warmup"], recipe["lr"], recipe["dev_every"], recipe["seed"], **decay)
 
     def rate(self, name: str) -> float:
         """The peak learning rate of a parameter."""
-        return next((rate for pattern, rate in self.lr.items() if re.match(pattern, name)), 0.0)
+        return _first(self.lr, name, 0.0)
+
+    def decay_of(self, name: str) -> float:
+        """The weight decay of a parameter."""
+        return _first(self.decay, name, self.weight_decay)
 
     def scale(self, step: int) -> float:
         """Linear warm-up, then a cosine to zero."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))))
+
+
+def _first(values: Mapping[str, float], name: str, otherwise: float) -> float:
+    """The value of the first pattern that `name` matches."""
+    return next((value for pattern, value in values.items() if re.match(pattern, name)), otherwise)
 
 
 def fit(
@@ -67,11 +80,12 @@ def fit(
     sharded, all measure, since none has them alone.
     """
     trainable = _trainable(model, plan)
-    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    kinds: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
-        kinds.setdefault((plan.rate(name), isinstance(parameter, DTensor)), []).append(parameter)
-    groups = [{"params": kinds[kind], "peak": kind[0]} for kind in sorted(kinds)]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=plan.weight_decay, fused=True)
+        kind = plan.rate(name), plan.decay_of(name), isinstance(parameter, DTensor)
+        kinds.setdefault(kind, []).append(parameter)
+    groups = [{"params": kinds[kind], "peak": kind[0], "weight_decay": kind[1]} for kind in sorted(kinds)]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     run, parameters = processes(), list(trainable.values())
     step = _load(state, trainable, optimiser) if resume and state.exists() else 0
     rng = np.random.default_rng([plan.seed, step, run.rank])  # a zero at the end changes nothing: alone as it was

@@ -88,6 +88,11 @@ class Words:
         return cls(kinds, F.normalize(states, dim=-1) * states.norm(dim=-1).mean(1)[:, None, None])
 
     @classmethod
+    def unsaid(cls, kinds: Kinds, device: torch.device) -> Words:
+        """The labels alone, with nothing to add."""
+        return cls(kinds, torch.zeros(1, sum(map(len, kinds.values())), 1, device=device))
+
+    @classmethod
     def learned(cls, file: Path, kinds: Kinds, device: torch.device) -> Words:
         """The vectors that the stage *vectors* left in `file`; other labels stay unsaid."""
         names = [name for labels in kinds.values() for name in labels]
