@@ -86,5 +86,5 @@ def music(listener: Listener, samples: np.ndarray, options: NoOptions) -> MusicR
     if not sounds(part):
         return MusicResult(listener.cost(samples), None, None, None)
     fields = listener.fill(listener.excerpt(part), DESCRIBE_MUSIC, _MUSIC)
-    heard = Music(**{**fields, "instruments": tuple(fields["instruments"])}) if fields else None
+    heard = Music(**{**fields, "instruments": tuple(dict.fromkeys(fields["instruments"]))}) if fields else None
     return MusicResult(listener.cost(samples), heard, signal.tempo(part), signal.key(part))
