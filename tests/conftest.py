@@ -20,6 +20,14 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifests of every kind of clip, as `toys.write_world` writes them."""
+    from toys import write_world
+
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
 @pytest.fixture(scope="session")
 def moss_tiny() -> Path:
     """A random checkpoint in the released format."""

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
-from toys import SCENES, SOUNDS, tiny_config, tiny_processor, write_world  # noqa: E402
+from toys import SCENES, SOUNDS, tiny_config, tiny_processor  # noqa: E402
 
 from moss_audio.data.manifest import held_out  # noqa: E402
 from moss_audio.model.audio_lm import AudioLM  # noqa: E402
@@ -34,11 +34,6 @@ RECIPE = {
     "said": dict.fromkeys(("sound", "instrument", "emotion", "gender"), (0.0, 1.0)),
     "lr": {"weight": 1e-2, "bias": 1e-2},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

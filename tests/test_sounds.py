@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from toys import SCENES, SOUNDS, write_world
+from toys import SCENES, SOUNDS
 
 from moss_audio.audio import audio_frames
 from moss_audio.data.scene import Event, Scene
@@ -14,11 +14,6 @@ from moss_audio.tasks.sounds import CHANGE, MARGIN
 from moss_audio.training import sounds
 from moss_audio.training.naming import BESIDE
 from moss_audio.training.scenes import World
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("world"))
 
 
 def scene_of(*events, seconds=8.0):

@@ -30,8 +30,8 @@ from moss_audio.processor import Processor
 from moss_audio.training import stage
 from moss_audio.training.feed import Background
 from moss_audio.training.letters import heard
-from moss_audio.training.loop import Plan, fit
-from moss_audio.training.naming import Words, kinds_of
+from moss_audio.training.loop import Plan, fit, save_weights
+from moss_audio.training.naming import Kinds, Words, kinds_of
 from moss_audio.training.precision import autocast
 from moss_audio.training.processes import processes
 from moss_audio.training.scenes import World
@@ -76,6 +76,16 @@ class Kept(NamedTuple):
     halves: Tensor
 
 
+def evenly(first: int, last: int, count: int = FRAMES) -> np.ndarray:
+    """So many places from `first` to `last`, both among them; where there are fewer, some come twice."""
+    return np.linspace(first, last, count).round().astype(int)
+
+
+def units_of(recipe: Mapping[str, Any], kinds: Kinds) -> list[int]:
+    """How many units each label has, as the recipe says for its kind."""
+    return [recipe["units"][kind] for kind, names in kinds.items() for _ in names]
+
+
 class Listener:
     """The frozen encoder: what its taps are while something sounds."""
 
@@ -95,14 +105,12 @@ class Listener:
         taps = self.taps([sound.mel for sound in sounds])
         shape = (len(sounds), len(taps[0]), FRAMES, taps[0].shape[-1])
         frames, weights = torch.zeros(shape, dtype=torch.float16), torch.zeros(len(sounds), FRAMES)
-        labels = torch.zeros(len(sounds), len(self.words.names))
+        labels = torch.stack([self.words.amounts(sound.labels) for sound in sounds])
         for i, (own, sound) in enumerate(zip(taps, sounds, strict=True)):
             first = min(int(sound.start * FRAMES_PER_SECOND), own.shape[1] - 1)
             last = max(first, min(int(sound.end * FRAMES_PER_SECOND), own.shape[1] - 1))
-            where = np.linspace(first, last, min(FRAMES, last - first + 1)).round().astype(int)
+            where = evenly(first, last, min(FRAMES, last - first + 1))
             frames[i, :, : len(where)], weights[i, : len(where)] = own[:, where].half(), 1 / len(where)
-            for label in sound.labels.keys() & self.words.index.keys():
-                labels[i, self.words.index[label]] = sound.labels[label]
         return Kept(frames, weights, labels, torch.tensor([sound.half for sound in sounds]))
 
 
@@ -334,7 +342,7 @@ def train(
     processes().wait()
     stored = load_file(file)
     kept, unheard = (Kept(*(stored[part + name] for name in Kept._fields)) for part in ("", "dev_"))
-    units, spread = [recipe["units"][kind] for kind, names in kinds.items() for _ in names], spread_of(kept)
+    units, spread = units_of(recipe, kinds), spread_of(kept)
 
     def fitted(here: Tensor, file: Path) -> Detectors:
         """Detectors of what is kept `here [N]`."""
@@ -362,9 +370,7 @@ def train(
 
     def say(mergers: nn.ModuleList, detectors: Detectors, file: Path) -> None:
         put_in(mergers, detectors, words, [taps.to(device) for taps in few], recipe["said"])
-        if processes().rank == 0:
-            weights = mergers.state_dict(prefix="deepstack_audio_merger_list.")
-            save_file({name: weight.contiguous() for name, weight in weights.items()}, file)
+        save_weights(mergers, "deepstack_audio_merger_list", file)
 
     for file, part in of_halves.items():
         say(deepcopy(mergers), of_sounds(part, detectors, words), file.with_stem(f"{file.stem}_mergers"))

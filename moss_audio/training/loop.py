@@ -189,6 +189,13 @@ def _load(state: Path, trainable: Mapping[str, nn.Parameter], optimiser: torch.o
     return step
 
 
+def save_weights(module: nn.Module, prefix: str, file: Path) -> None:
+    """Put all weights of `module` into `file`, under their names in the model that has it as `prefix`."""
+    if processes().rank == 0:
+        weights = module.state_dict(prefix=f"{prefix}.")
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, file)
+
+
 def load_weights(state: Path, model: nn.Module) -> None:
     """Put the trained weights of a stage's `state` into `model`."""
     with safe_open(state, framework="pt") as file:

@@ -87,6 +87,13 @@ class Words:
         states = states - states.mean(1, keepdim=True)
         return cls(kinds, F.normalize(states, dim=-1) * states.norm(dim=-1).mean(1)[:, None, None])
 
+    def amounts(self, heard: Mapping[str, float]) -> Tensor:
+        """How much of each label is `heard`, `[labels]`; what is no label is left out."""
+        found = torch.zeros(len(self.names))
+        for label in heard.keys() & self.index.keys():
+            found[self.index[label]] = heard[label]
+        return found
+
     @classmethod
     def unsaid(cls, kinds: Kinds, device: torch.device) -> Words:
         """The labels alone, with nothing to add."""
